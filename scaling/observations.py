@@ -1,0 +1,127 @@
+"""What came back from the fleet. Append-only facts: a failed run is knowledge, not an exception."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from hwprofiles.value import Value
+from scaling.architecture import Architecture
+from scaling.quantity import Measured, NotMeasured
+from scaling.recipes import ServingRecipe, TrainingRecipe, Workload
+
+FailureKind = Literal[
+    "out-of-memory",
+    "engine-start",
+    "nan-loss",
+    "timeout",
+    "preempted",
+    "hardware",
+    "validation",
+    "agent-lost",
+    "unknown",
+]
+
+
+class Provenance(Value):
+    """Where, when and by what a number was made. Wall times are the agent's, in seconds since the epoch."""
+
+    agent: str
+    hostname: str
+    device: str
+    hardware: str
+    """Profile id of the device (`hwprofiles`), e.g. cpu-generic or h200."""
+    started_at_unix: float
+    seconds: NonNegativeFloat
+    versions: dict[str, str]
+    """archfleet, python, torch, engine ... and the platform."""
+
+
+class TrainingPoint(Value):
+    """One point of a training curve; `loss` is the running training loss in nats per token."""
+
+    num_tokens: PositiveInt
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+
+
+class TrainingObservation(Value):
+    """A finished training run.
+
+    `loss` is the mean over the fixed held-out windows in nats per token; `loss_standard_error` is over windows
+    (it shrinks to the paired error of a difference when two runs share their windows). `window_losses` keeps
+    the mean loss of every window, in the corpus's fixed order, so that any two runs can be paired.
+    """
+
+    kind: Literal["training"] = "training"
+    schema_version: Literal[1] = 1
+    assignment_id: str
+    architecture: Architecture
+    recipe: TrainingRecipe
+    corpus_id: str
+    loss: float
+    loss_standard_error: NonNegativeFloat
+    window_losses: tuple[float, ...]
+    num_tokens: PositiveInt
+    tokens_per_second: float
+    """Training tokens per second of training time, evaluation and loading excluded; over resumed segments."""
+    train_seconds: NonNegativeFloat
+    num_resumes: NonNegativeInt = 0
+    curve: tuple[TrainingPoint, ...]
+    provenance: Provenance
+
+
+class ServingRepeat(Value):
+    """One measured pass of one engine process. Durations in seconds, rates in tokens per second."""
+
+    output_tokens_per_second: float
+    seconds: float
+    num_output_tokens: int
+
+
+class ServingObservation(Value):
+    """A finished serving benchmark: repeats, their mean with a t-interval, and every doubt as a flag."""
+
+    kind: Literal["serving"] = "serving"
+    schema_version: Literal[1] = 1
+    assignment_id: str
+    architecture: Architecture
+    recipe: ServingRecipe
+    workload: Workload
+    engine_version: str
+    repeats: tuple[ServingRepeat, ...]
+    output_tokens_per_second: Measured
+    total_tokens_per_second: Measured
+    coefficient_of_variation: float
+    mean_running_sequences: Measured | NotMeasured
+    joules_per_output_token: Measured | NotMeasured
+    flags: tuple[str, ...] = ()
+    """Validity flags; a row with one of `INVALIDATING_FLAGS` is kept and never recommended from."""
+    provenance: Provenance
+
+
+INVALIDATING_FLAGS = frozenset({"wrong-token-count", "nan", "too-few-repeats"})
+
+
+class Failure(Value):
+    """An assignment that ended badly, classified; `message` is for people, `detail` holds the last log lines."""
+
+    kind: Literal["failure"] = "failure"
+    schema_version: Literal[1] = 1
+    assignment_id: str
+    failure_kind: FailureKind
+    message: str
+    detail: str = ""
+    provenance: Provenance
+
+
+Observation = TrainingObservation | ServingObservation | Failure
+
+
+class Progress(Value):
+    """A sign of life from a running assignment, worth a heartbeat and a line on a progress bar."""
+
+    assignment_id: str
+    done_fraction: float
+    message: str = ""
+    point: TrainingPoint | None = None

@@ -1,0 +1,71 @@
+"""How a candidate is trained and how it is served: everything besides the architecture that changes a number.
+
+Data order and filtering belong to `TrainingRecipe`; precision and decoding to `ServingRecipe`. New axes
+(quantisation, fine-tuning, data recipes, parallel decoding) will become fields here.
+"""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hwprofiles.value import Value
+
+EngineName = Literal["transformers", "vllm", "sglang", "fake"]
+
+
+class FanIns(Value):
+    """Fan-ins of the three kinds of hidden matrices at the shape whose learning rate was tuned.
+
+    `hidden` for q, k, v, gate and up (d), `attention` for the output projection (A = heads · head_dim),
+    `mlp` for the down projection (f).
+    """
+
+    hidden: PositiveInt
+    attention: PositiveInt
+    mlp: PositiveInt
+
+
+class TrainingRecipe(Value):
+    """One training run: warm-up, stable, decay; AdamW whose rates follow the fan-in rule.
+
+    A hidden matrix learns at base_learning_rate · (base fan-in of its kind / its fan-in); embeddings, head
+    and gains learn at the base rate. Weight decay does not follow the multiplier.
+    """
+
+    num_tokens: PositiveInt
+    sequence_length: PositiveInt = 128
+    batch_tokens: PositiveInt = 512
+    base_learning_rate: PositiveFloat = 0.008
+    base_fan_ins: FanIns = FanIns(hidden=64, attention=64, mlp=196)
+    warmup_fraction: float = Field(0.02, ge=0, lt=1)
+    decay_fraction: float = Field(0.3, gt=0, le=1)
+    weight_decay: float = Field(0.1, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    gradient_clip_norm: PositiveFloat = 1.0
+    seed: NonNegativeInt = 0
+    """Seed of the initial weights; the only thing replicates differ in."""
+    order_seed: NonNegativeInt = 0
+    """Seed of the data order: the same for all runs of a study, so that differences are paired."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps, at least one; the last step completes `num_tokens` to within one batch."""
+        return max(1, round(self.num_tokens / self.batch_tokens))
+
+
+class Workload(Value):
+    """What is asked of an engine: `batch_size` requests at once, each of fixed lengths, in tokens."""
+
+    batch_size: PositiveInt
+    input_tokens: PositiveInt = 1024
+    output_tokens: PositiveInt = 1024
+
+
+class ServingRecipe(Value):
+    """How an engine is run."""
+
+    engine: EngineName = "transformers"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    num_threads: PositiveInt = 1
+    """CPU threads of the engine; ignored on an accelerator."""
