@@ -21,7 +21,7 @@ class HardwareProfile(Value):
     """What a device can do at best. Compute peaks are dense (no 2:4 sparsity), in FLOP/s; bandwidth in bytes/s."""
 
     schema_version: Literal[1] = 1
-    id: str = Field(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     name: str
     kind: Literal["gpu", "cpu"]
     peak_flops_per_second: dict[Dtype, PositiveFloat]
