@@ -1,8 +1,8 @@
 """What a user can do wrong, said once and clearly.
 
-    UserError            exit status 2: what was given, what was expected, what to type next
-    ├── StudyError       the study file
-    └── StoreError       the run directory: not writable, full, newer, or held by another coordinator
+UserError            exit status 2: what was given, what was expected, what to type next
+├── StudyError       the study file
+└── StoreError       the run directory: not writable, full, newer, or held by another coordinator
 """
 
 
