@@ -1,0 +1,55 @@
+"""The catalogue of data sheets: reads `hwprofiles/data/*.toml` and matches what a device says of itself to a sheet."""
+
+import tomllib
+from functools import cache
+from importlib import resources
+
+from hwprofiles.profile import HardwareProfile
+
+MEMORY_TOLERANCE = 0.03
+"""Relative. CUDA and NVML report the same board 1 % apart; the next board or a MIG slice is at least 10 % away."""
+HIGHEST_POWER_RATIO = 1.05
+LOWEST_POWER_RATIO = 0.5
+"""Bounds of (power limit / sheet's power): a capped board is still that board, one above its limit is another."""
+
+
+@cache
+def all_profiles() -> tuple[HardwareProfile, ...]:
+    """Every shipped sheet, in order of id."""
+    sheets = (entry for entry in resources.files("hwprofiles").joinpath("data").iterdir() if entry.name[-5:] == ".toml")
+    profiles = (HardwareProfile.model_validate(tomllib.loads(sheet.read_text("utf-8"))) for sheet in sheets)
+    return tuple(sorted(profiles, key=lambda profile: profile.id))
+
+
+def load_profile(profile_id: str) -> HardwareProfile:
+    """The sheet of this id.
+
+    Raises:
+        ValueError: there is no such sheet; the message lists those there are.
+    """
+    for profile in all_profiles():
+        if profile.id == profile_id:
+            return profile
+    known = ", ".join(profile.id for profile in all_profiles())
+    raise ValueError(f"unknown hardware {profile_id!r}; expected one of: {known}. See `archfleet hw list`.")
+
+
+def match_device(name: str, memory_bytes: int, power_watts: float | None = None) -> str | None:
+    """The id of the sheet of a device, or None where no sheet is certainly its own.
+
+    The driver's name must be one of the sheet's exactly: "H100" or "H200" within a longer name may be a PCIe or NVL
+    board with other peaks. Total memory tells slices and relabelled boards apart, the power limit (if known) the rest.
+    """
+    for profile in all_profiles():
+        if name not in profile.device_names:
+            continue
+        same_memory = abs(memory_bytes / profile.memory_bytes - 1) <= MEMORY_TOLERANCE
+        if same_memory and _power_is_plausible(profile, power_watts):
+            return profile.id
+    return None
+
+
+def _power_is_plausible(profile: HardwareProfile, power_watts: float | None) -> bool:
+    if power_watts is None or profile.power_watts is None:
+        return True
+    return LOWEST_POWER_RATIO <= power_watts / profile.power_watts <= HIGHEST_POWER_RATIO
