@@ -87,8 +87,8 @@ def _too_few(num_points: int) -> ChinchillaFit:
         condition_number=None,
         not_identified=("E", "A", "B", "alpha", "beta"),
         messages=(
-            f"{num_points} point{'s' if num_points != 1 else ''} cannot determine the five coefficients of the Chinchilla law: give at least "
-            f"{_NUM_UNKNOWNS + 1}, at three or more tokens-per-parameter ratios.",
+            f"{num_points} point{'s' if num_points != 1 else ''} cannot determine the five coefficients of "
+            f"the Chinchilla law: give at least {_NUM_UNKNOWNS + 1}, at three or more tokens-per-parameter ratios.",
         ),
         num_points=num_points,
     )

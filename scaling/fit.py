@@ -394,7 +394,8 @@ def _optimum(
     if num_values < 3:
         return None, (
             f"{name}* is not determined: a minimum needs three different values of {name} in one "
-            f"cell, and there are {num_values}. Train shapes with {name} well below {low:.3g} and well above {high:.3g}."
+            f"cell, and there are {num_values}. Train shapes with {name} well below {low:.3g} and well "
+            f"above {high:.3g}."
         )
     if not np.isfinite(brackets[0]).all():
         return None, f"{name}* is not determined: the fitted bracket is not positive. Look for a diverged run."
@@ -404,7 +405,8 @@ def _optimum(
         beyond = f"above {high:.3g}" if at[0] >= high else f"below {low:.3g}"
         return None, (
             f"No interior optimum of {name}: the loss is lowest at the {side} {name} that was run ({at[0]:.3g})"
-            f"{_formal_minimum(brackets[0])}. Train shapes with {name} {beyond}, and repeat those at both ends, to settle it."
+            f"{_formal_minimum(brackets[0])}. Train shapes with {name} {beyond}, and repeat those at both "
+            "ends, to settle it."
         )
     ends, share = (
         np.quantile(at[1:], [(1 - setting.level) / 2, (1 + setting.level) / 2]),
