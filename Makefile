@@ -1,0 +1,42 @@
+# Two commands do everything: `make run` and `make test`. Both create .venv and install first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help run quick test lint types pytest clean
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "archfleet needs Python 3.11 or newer; give one with: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python has no venv; on Debian: apt-get install python3-venv"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+run: $(STAMP) ## run the study `laptop`, or go on with it, and say where the report is
+	$(BIN)/archfleet run
+
+quick: $(STAMP) ## the two-minute smoke study
+	$(BIN)/archfleet run --quick
+
+test: lint types pytest ## everything that needs no accelerator
+
+lint: $(STAMP) ## format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+pytest: $(STAMP) ## all tests: those that start Ray one at a time, the others side by side
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not fleet and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m fleet
+
+clean: ## remove the environment and caches; runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

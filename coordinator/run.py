@@ -1,0 +1,162 @@
+"""One study from the command to its report: set up, run the loop, write what came out.
+
+What can be wrong with the user's input is looked at before anything is written or started.
+"""
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from agent.training.corpus import build_stdlib_corpus
+from coordinator import planner
+from coordinator.errors import StoreError, UserError
+from coordinator.fleet.ray_fleet import RayFleet
+from coordinator.live import clock, open_view
+from coordinator.loop import Coordinator, blob_directory, work_directory
+from coordinator.metrics import serve_metrics
+from coordinator.outputs import write_outputs
+from coordinator.runs import new_run_directory, unfinished_run
+from coordinator.snapshot import View
+from coordinator.store import Store
+from coordinator.study import StudySpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a study is run here."""
+
+    runs: Path
+    start_new: bool = False
+    metrics_port: int = 9464
+    num_agents: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """Where the run is, and whether it came to its end."""
+
+    run_directory: Path
+    finished: bool
+
+
+def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> RunOutcome:
+    """Run a study, or go on with its last unfinished run; write report and recommendation when it is finished.
+
+    Raises:
+        UserError: something about the study, the corpus, the port, the disk or the budget; nothing half-written stays.
+    """
+    started = time.monotonic()
+    planner.check_feasible(study)
+    with ExitStack() as stack:
+        stop_requested = stack.enter_context(_signals_ask_to_stop())
+        view = stack.enter_context(open_view(console))
+        store, is_new = _open_store(study, options)
+        stack.callback(store.close)
+        run_directory = store.run_directory
+        try:
+            port = stack.enter_context(serve_metrics(run_directory, port=options.metrics_port))
+            store.set_meta("metrics_port", str(port))
+            view.note(f"run {run_directory}{' (new)' if is_new else ' (resumed)'}, study {store.study().name}")
+            view.note(f"metrics at http://127.0.0.1:{port}/metrics")
+            coordinator = _coordinator(store, view, options, started=started, stop_requested=stop_requested)
+            finished = coordinator.run()
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"the store of {run_directory} cannot be written any more: {error}.\n{_FREE_DISK}"
+            ) from None
+        except UserError:
+            if is_new and not store.plans():
+                _forget(run_directory)
+            raise
+        if finished:
+            store.set_meta("wall_seconds", repr(_wall_seconds(store) + time.monotonic() - started))
+            view.note("writing the report")
+            write_outputs(run_directory)
+            view.note(f"done in {clock(time.monotonic() - started)}")
+        else:
+            store.set_meta("wall_seconds", repr(_wall_seconds(store) + time.monotonic() - started))
+    return RunOutcome(run_directory=run_directory, finished=finished)
+
+
+_FREE_DISK = "Free some disk and run the same command again: what was acknowledged is kept, and the run goes on."
+
+
+def _open_store(study: StudySpec, options: RunOptions) -> tuple[Store, bool]:
+    last = None if options.start_new else unfinished_run(options.runs, study.name)
+    if last is not None:
+        return Store.resume(last), False
+    now = time.time()
+    return Store.create(new_run_directory(options.runs, study.name, now_unix=now), study, now_unix=now), True
+
+
+def _coordinator(
+    store: Store, view: View, options: RunOptions, *, started: float, stop_requested: Callable[[], bool]
+) -> Coordinator:
+    run_directory = store.run_directory
+    corpus_id = store.meta("corpus_id") or _build_corpus(store, view)
+    num_agents = options.num_agents or min(len(os.sched_getaffinity(0)), store.study().budget.max_agents)
+    fleet = RayFleet(
+        num_agents=num_agents,
+        blob_directory=blob_directory(run_directory),
+        work_directory=work_directory(run_directory),
+    )
+    return Coordinator(
+        store=store,
+        fleet=fleet,
+        view=view,
+        num_agents=num_agents,
+        corpus_id=corpus_id,
+        started_monotonic=started,
+        stop_requested=stop_requested,
+    )
+
+
+def _build_corpus(store: Store, view: View) -> str:
+    spec = store.study().corpus
+    view.note(f"building the corpus from {spec.source}")
+    source = None if spec.source == "python-stdlib" else Path(spec.source)
+    try:
+        corpus = build_stdlib_corpus(
+            blob_directory(store.run_directory), vocab_size=spec.vocab_size, source=source, progress=lambda _: None
+        )
+    except ValueError as error:
+        raise UserError(f"the corpus cannot be built: {error}") from None
+    except OSError as error:
+        raise StoreError(f"the corpus cannot be written to {store.run_directory}: {error}.\n{_FREE_DISK}") from None
+    store.set_meta("corpus_id", corpus.id)
+    store.set_meta("corpus", corpus.manifest.model_dump_json())
+    return corpus.id
+
+
+def _wall_seconds(store: Store) -> float:
+    return float(store.meta("wall_seconds") or 0)
+
+
+def _forget(run_directory: Path) -> None:
+    shutil.rmtree(run_directory, ignore_errors=True)
+
+
+@contextmanager
+def _signals_ask_to_stop() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and TERM ask the loop to stop after its turn; a second Ctrl-C ends at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

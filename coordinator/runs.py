@@ -1,0 +1,60 @@
+"""Run directories: where runs live, which one to resume, which one is meant.
+
+RUNS/NAME-YYYYMMDD-HHMMSS/   store.sqlite3 · coordinator.lock · blobs/ · agents/ · report.html ·
+                             recommendation.json · runs.csv · architectures/NAME/config.json
+"""
+
+import time
+from pathlib import Path
+
+from coordinator.errors import StoreError
+from coordinator.store import FILE_NAME, StoreReader
+
+DEFAULT_RUNS = Path("runs")
+
+
+def list_runs(runs: Path) -> list[Path]:
+    """All run directories below `runs`, oldest first."""
+    return sorted(
+        (path.parent for path in runs.glob(f"*/{FILE_NAME}")), key=lambda path: (path.stat().st_mtime, path.name)
+    )
+
+
+def unfinished_run(runs: Path, study_name: str) -> Path | None:
+    """The last run of this study that did not finish, or None.
+
+    Raises:
+        StoreError: the last run of this name cannot be read (made by a newer version, say).
+    """
+    for path in reversed(list_runs(runs)):
+        if not path.name.startswith(f"{study_name}-"):
+            continue
+        with StoreReader.open(path) as store:
+            if store.study().name == study_name:
+                return None if store.meta("state") == "finished" else path
+    return None
+
+
+def new_run_directory(runs: Path, study_name: str, *, now_unix: float) -> Path:
+    """A fresh name below `runs`; two runs begun in one second get different names."""
+    stem = f"{study_name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now_unix))}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
+    return next(runs / name for name in names if not (runs / name).exists())
+
+
+def find_run(run: str | None, runs: Path) -> Path:
+    """The run a user means: a path, a name below `runs`, or by default the last one.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if run is not None:
+        for path in (Path(run), runs / run):
+            if (path / FILE_NAME).is_file():
+                return path
+        known = ", ".join(path.name for path in list_runs(runs)) or "none yet"
+        raise StoreError(f"no run {run!r}: expected a run directory, or the name of one in {runs}/ ({known}).")
+    found = list_runs(runs)
+    if not found:
+        raise StoreError(f"no run in {runs}/ yet; start one with `archfleet run`, or give a run directory.")
+    return found[-1]
