@@ -1,0 +1,261 @@
+"""The corpus: text -> documents -> BPE tokens -> one training and one held-out shard, all named by content hash.
+
+The shipped text is the "core" of the running Python's standard library, because every machine that can run
+archfleet has it. Distributions ship different parts of it, so shards are built once (by the coordinator) and
+agents fetch them by hash; the corpus id, the hash of the manifest, stands in every result.
+
+A shard is raw little-endian uint16 (uint32 above 65,536 tokens of vocabulary) without header: what
+`numpy.memmap` reads. Every document is preceded by the end-of-text token.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
+
+from agent.blobs import BlobCache, put
+from agent.failures import CorpusError
+from hwprofiles.value import Value
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ShardRole = Literal["train", "validation"]
+END_OF_TEXT = "<|endoftext|>"
+
+_EXCLUDED_DIRECTORIES = frozenset(
+    {
+        "test",
+        "tests",
+        "idlelib",
+        "idle_test",
+        "tkinter",
+        "lib2to3",
+        "distutils",
+        "encodings",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "turtledemo",
+        "ensurepip",
+    }
+)
+_EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
+# 1,024 windows of 128 tokens and their targets; 4 bytes a token is above what a 1,024-token BPE reaches (2.7).
+_VALIDATION_BYTES = 1024 * 129 * 4
+_LARGEST_VALIDATION_SHARE = 0.1
+_SMALLEST_BPE = 257  # the 256 bytes and end-of-text
+
+
+class Shard(Value):
+    """One token file of a corpus."""
+
+    role: ShardRole
+    sha256: str
+    num_tokens: PositiveInt
+    num_documents: PositiveInt
+
+
+class CorpusManifest(Value):
+    """What a corpus is made of. Its content hash is the corpus id."""
+
+    schema_version: Literal[1] = 1
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: PositiveInt
+    end_of_text_id: NonNegativeInt
+    tokenizer_sha256: str
+    shards: tuple[Shard, ...]
+    description: str
+
+    def shard(self, role: ShardRole) -> Shard:
+        """The shard with this role."""
+        for shard in self.shards:
+            if shard.role == role:
+                return shard
+        raise CorpusError(f"the corpus has no {role} shard; expected one of role train and one of role validation")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A manifest under its name."""
+
+    id: str
+    manifest: CorpusManifest
+
+
+@dataclass(frozen=True)
+class _Document:
+    sha256: str
+    text: str
+    num_bytes: int
+
+
+def build_stdlib_corpus(
+    blob_directory: Path,
+    *,
+    vocab_size: int = 1024,
+    source: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Corpus:
+    """Build the corpus and store its blobs: two shards, tokenizer.json and the manifest.
+
+    Deterministic: the same texts give the same id, wherever they lie. Documents are deduplicated, ordered and
+    split by content hash; the tokenizer sees training documents only.
+
+    Args:
+        blob_directory: where the blobs are put.
+        vocab_size: tokens of the byte-level BPE, end-of-text included.
+        source: a directory of UTF-8 text files; by default the core of this Python's standard library.
+        progress: called with a sentence as each part begins.
+
+    Raises:
+        CorpusError: the source is missing, empty or too small for this vocabulary.
+    """
+    say = progress or (lambda _: None)
+    if vocab_size < _SMALLEST_BPE:
+        raise CorpusError(f"vocab_size {vocab_size} is too small; expected at least {_SMALLEST_BPE} (bytes and one)")
+    root = source or Path(sysconfig.get_paths()["stdlib"])
+    say(f"reading {root}")
+    documents = _read_documents(_python_files(root) if source is None else _text_files(root), root)
+    validation, train = _split(documents, root)
+    say(f"training a {vocab_size}-token BPE on {len(train)} documents")
+    tokenizer = _train_tokenizer(train, vocab_size)
+    say(f"encoding {sum(document.num_bytes for document in documents) / 1e6:.1f} MB")
+    dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 2**16 else "uint32"
+    shards = (
+        _put_shard(blob_directory, "train", train, tokenizer, dtype),
+        _put_shard(blob_directory, "validation", validation, tokenizer, dtype),
+    )
+    origin = f"Python {platform.python_version()} standard library, core" if source is None else "text files"
+    manifest = CorpusManifest(
+        dtype=dtype,
+        vocab_size=tokenizer.get_vocab_size(),
+        end_of_text_id=tokenizer.token_to_id(END_OF_TEXT),
+        tokenizer_sha256=put(blob_directory, _tokenizer_json(tokenizer)),
+        shards=shards,
+        description=f"{origin}: {len(documents)} documents, {sum(d.num_bytes for d in documents)} bytes",
+    )
+    return Corpus(id=put(blob_directory, manifest.model_dump_json().encode()), manifest=manifest)
+
+
+def load_corpus(blobs: BlobCache, corpus_id: str) -> Corpus:
+    """Read the manifest that `corpus_id` names."""
+    path = blobs.get(corpus_id)
+    try:
+        manifest = CorpusManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorpusError(f"blob {corpus_id} is not a corpus manifest: {error}") from error
+    return Corpus(id=corpus_id, manifest=manifest)
+
+
+def _python_files(root: Path) -> list[Path]:
+    return [path for path in _walk(root, skip=_is_excluded) if path.suffix == ".py"]
+
+
+def _is_excluded(directory: str) -> bool:
+    return directory in _EXCLUDED_DIRECTORIES or directory.startswith(_EXCLUDED_PREFIXES)
+
+
+def _text_files(root: Path) -> list[Path]:
+    return [path for path in _walk(root, skip=lambda name: name.startswith(".")) if not path.name.startswith(".")]
+
+
+def _walk(root: Path, *, skip: Callable[[str], bool]) -> list[Path]:
+    """All files below `root`; directories to skip are not entered: site-packages can be huge."""
+    if not root.is_dir():
+        raise CorpusError(f"the corpus source {root} is not a directory; expected a directory of text files")
+    files: list[Path] = []
+    for directory, subdirectories, names in os.walk(root):
+        subdirectories[:] = [name for name in subdirectories if not skip(name)]
+        files.extend(Path(directory, name) for name in names)
+    return [path for path in files if path.is_file() and not skip(path.stem)]
+
+
+def _read_documents(paths: Sequence[Path], root: Path) -> list[_Document]:
+    """Distinct, non-empty UTF-8 documents in the order of their hashes, which no file system can change."""
+    documents: dict[str, _Document] = {}
+    for path in paths:
+        content = path.read_bytes()
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            continue  # a few stdlib files are Latin-1; binary files are no text
+        if text.strip():
+            sha256 = hashlib.sha256(content).hexdigest()
+            documents[sha256] = _Document(sha256, text, len(content))
+    if len(documents) < 2:
+        raise CorpusError(
+            f"the corpus source {root} holds {len(documents)} distinct UTF-8 text documents among {len(paths)} files; "
+            "expected at least two, so that one can be held out: name a directory with more text"
+        )
+    return [documents[sha256] for sha256 in sorted(documents)]
+
+
+def _split(documents: list[_Document], root: Path) -> tuple[list[_Document], list[_Document]]:
+    """Whole documents in hash order go to validation until it is large enough; the rest is for training."""
+    total = sum(document.num_bytes for document in documents)
+    wanted = min(_VALIDATION_BYTES, _LARGEST_VALIDATION_SHARE * total)
+    taken, num_bytes = 0, 0
+    while num_bytes < wanted and taken < len(documents) - 1:
+        num_bytes += documents[taken].num_bytes
+        taken += 1
+    if num_bytes > 0.5 * total:
+        raise CorpusError(
+            f"one document of {root} is most of its text, so no part can be held out fairly; expected many documents"
+        )
+    return documents[:taken], documents[taken:]
+
+
+def _train_tokenizer(documents: Sequence[_Document], vocab_size: int) -> "Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document.text for document in documents), trainer=trainer)
+    # A document that spells out the end-of-text mark must not end itself.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _tokenizer_json(tokenizer: "Tokenizer") -> bytes:
+    """tokenizer.json with its keys in order: the library's own order is not promised to be stable."""
+    return json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=False).encode()
+
+
+def _put_shard(
+    blob_directory: Path, role: ShardRole, documents: Sequence[_Document], tokenizer: "Tokenizer", dtype: str
+) -> Shard:
+    tokens = _encode(documents, tokenizer, dtype)
+    return Shard(
+        role=role,
+        sha256=put(blob_directory, tokens.tobytes()),
+        num_tokens=len(tokens),
+        num_documents=len(documents),
+    )
+
+
+def _encode(documents: Sequence[_Document], tokenizer: "Tokenizer", dtype: str) -> NDArray[np.unsignedinteger]:
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    buffer = io.BytesIO()
+    for encoding in tokenizer.encode_batch_fast([document.text for document in documents]):
+        buffer.write(np.array([end_of_text, *encoding.ids], dtype=little_endian).tobytes())
+    return np.frombuffer(buffer.getvalue(), dtype=little_endian)

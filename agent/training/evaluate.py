@@ -1,0 +1,46 @@
+"""Evaluation on the fixed held-out windows, the same for every architecture, so that differences are paired.
+
+Shapes: B windows a batch, T tokens a window, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from agent.training.data import gather_windows
+from agent.training.model import Decoder
+
+_LOGITS_PER_BATCH = 2**23  # 32 MiB of fp32 logits; depends on T and V alone, so all shapes are batched alike
+
+
+class HeldOutLoss(NamedTuple):
+    """Mean over windows in nats per token, its standard error over windows, and every window's mean."""
+
+    mean: float
+    standard_error: float
+    window_losses: tuple[float, ...]
+
+
+def window_losses(
+    model: Decoder, tokens: NDArray[np.unsignedinteger], offsets: NDArray[np.int64], *, sequence_length: int
+) -> Iterator[list[float]]:
+    """Mean loss of each window in nats per token, a batch of windows at a time so that a caller can report."""
+    device = model.embedding.device
+    batch = max(1, _LOGITS_PER_BATCH // (sequence_length * model.architecture.vocab_size))
+    for first in range(0, len(offsets), batch):
+        inputs, targets = gather_windows(tokens, offsets[first : first + batch], sequence_length)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits_BTV = model(inputs.to(device)).float()
+            losses_BT = F.cross_entropy(logits_BTV.transpose(1, 2), targets.to(device), reduction="none")
+        yield losses_BT.double().mean(dim=1).tolist()
+
+
+def summarise(losses: list[float]) -> HeldOutLoss:
+    """Mean and standard error (sample standard deviation / sqrt(windows); 0 for a single window)."""
+    spread = float(np.std(losses, ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return HeldOutLoss(float(np.mean(losses)), spread, tuple(losses))

@@ -1,0 +1,74 @@
+"""AdamW whose rates follow the fan-in rule, and the warm-up / stable / decay schedule.
+
+A hidden matrix of fan-in n learns at
+
+    rate(step) = base rate · (base fan-in of its kind / n) · schedule(step)
+
+embeddings, head and gains at base rate · schedule(step). One rate for all shapes would put shape-dependent errors
+larger than the effects to be fitted on the extremes. Weight decay shrinks every matrix by base rate · schedule ·
+weight_decay a step, whatever its multiplier; gains do not decay.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from agent.training.model import Decoder, MatrixKind, parameters_by_kind
+from scaling.architecture import Architecture
+from scaling.recipes import TrainingRecipe
+
+_EPSILON = 1e-8
+
+
+def rate_multiplier(kind: MatrixKind, architecture: Architecture, recipe: TrainingRecipe) -> float:
+    """Base fan-in / fan-in for the hidden matrices, 1 for everything else."""
+    base = recipe.base_fan_ins
+    if kind == "hidden":
+        return base.hidden / architecture.hidden_size
+    if kind == "attention":
+        return base.attention / architecture.query_width
+    if kind == "mlp":
+        return base.mlp / architecture.intermediate_size
+    return 1.0
+
+
+def schedule(step: int, recipe: TrainingRecipe) -> float:
+    """Factor on the rate at a step: linear warm-up, 1, then 1 - sqrt(progress of the decay).
+
+    The 1 - sqrt decay is Hägele et al. (arXiv 2405.18392).
+    """
+    num_steps = recipe.num_steps
+    warmup = max(1, round(recipe.warmup_fraction * num_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    decay = round(recipe.decay_fraction * num_steps)
+    first_decaying = num_steps - decay
+    return 1.0 if step < first_decaying else 1 - math.sqrt((step - first_decaying) / decay)
+
+
+def make_optimizer(model: Decoder, recipe: TrainingRecipe) -> torch.optim.AdamW:
+    """AdamW with one parameter group per kind; each group remembers its full rate as `peak_lr`."""
+    by_kind: dict[MatrixKind, list[nn.Parameter]] = {}
+    for _, kind, parameter in parameters_by_kind(model):
+        by_kind.setdefault(kind, []).append(parameter)
+    groups = []
+    for kind, parameters in by_kind.items():
+        multiplier = rate_multiplier(kind, model.architecture, recipe)
+        rate = recipe.base_learning_rate * multiplier
+        # torch decays by lr · weight_decay: dividing by the multiplier leaves base rate · weight_decay.
+        decay = 0.0 if kind == "gain" else recipe.weight_decay / multiplier
+        groups.append({"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=(recipe.adam_beta1, recipe.adam_beta2), eps=_EPSILON, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Put every group at `factor` of its full rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients to a joint norm of at most `max_norm`; returns the norm before, on the device."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -1,0 +1,93 @@
+"""The worker: runs one assignment at a time and turns every ending into exactly one observation.
+
+It knows neither Ray nor the coordinator; a fleet wraps it. Importing this module imports no torch.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+from agent.assignment import BenchAssignment, TrainAssignment
+from agent.blobs import BlobCache, Fetch
+from agent.device import make_provenance, probe_tokens_per_second
+from agent.failures import failure_from
+from scaling.architecture import Architecture
+from scaling.observations import Observation, Progress
+
+
+class Worker:
+    """Runs assignments below `work_directory`, fetching blobs with `fetch`."""
+
+    def __init__(
+        self,
+        agent_name: str,
+        work_directory: Path,
+        fetch: Fetch,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
+        self.agent_name = agent_name
+        self._work_directory = work_directory
+        self._blobs = BlobCache(work_directory / "blobs", fetch)
+        self._clock = clock
+        self._unix_time = unix_time
+
+    def run(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
+        """Yield signs of life, and last the observation: every error becomes one `Failure`.
+
+        Closing the generator stops the work (a training keeps its checkpoint); KeyboardInterrupt passes through.
+        """
+        started_at, started = self._unix_time(), self._clock()
+        ended = False
+        try:
+            # Closing the outer generator must close the inner one now, not when it is collected.
+            with contextlib.closing(self._dispatch(assignment)) as events:
+                for event in events:
+                    ended = ended or not isinstance(event, Progress)
+                    yield event
+            if not ended:
+                raise RuntimeError(f"{assignment.id} ended without an observation")
+        except Exception as error:
+            if ended:
+                raise  # an observation was given: a second one would contradict it
+            provenance = make_provenance(
+                agent=self.agent_name, started_at_unix=started_at, seconds=self._clock() - started
+            )
+            yield failure_from(error, assignment_id=assignment.id, provenance=provenance)
+
+    def discard(self, assignment: TrainAssignment | BenchAssignment) -> None:
+        """Drop the checkpoint of an assignment whose observation is safe."""
+        if isinstance(assignment, TrainAssignment):
+            from agent.training.checkpoint import discard_checkpoint
+
+            discard_checkpoint(self._checkpoints / assignment.id)
+
+    def probe(self, architecture: Architecture, seconds: float = 3.0) -> float:
+        """Training speed of this machine at a shape, in tokens per second of wall time."""
+        return probe_tokens_per_second(architecture, seconds, clock=self._clock)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self._work_directory / "checkpoints"
+
+    def _dispatch(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
+        """The generator that does the work; its imports happen, and may fail, at its first step."""
+        if isinstance(assignment, TrainAssignment):
+            from agent.training.run import train
+
+            yield from train(
+                assignment,
+                blobs=self._blobs,
+                checkpoint_directory=self._checkpoints,
+                agent=self.agent_name,
+                clock=self._clock,
+                unix_time=self._unix_time,
+            )
+        else:
+            from agent.benchmark.run import run_benchmark
+
+            yield from run_benchmark(
+                assignment, agent=self.agent_name, work_directory=self._work_directory / "bench" / assignment.id
+            )
