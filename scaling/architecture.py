@@ -129,14 +129,18 @@ class Architecture(Value):
         )
 
     def to_hf_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
-        """The config.json from which transformers, vLLM and SGLang build this architecture."""
+        """The config.json from which transformers, vLLM and SGLang build this architecture.
+
+        The Mistral class without its sliding window is Llama's computation under the same weight names. Llama's own
+        config class (transformers 5) refuses a hidden size that is no multiple of the heads, though head_dim is free;
+        one class for all shapes keeps their timings comparable.
+        """
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": ["MistralForCausalLM"],
+            "model_type": "mistral",
             **self.model_dump(),
+            "sliding_window": None,
             "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "max_position_embeddings": max_position_embeddings,
