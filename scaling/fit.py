@@ -50,6 +50,7 @@ Reference = Literal["joint", "best", "chinchilla"] | Mapping[tuple[float, float]
 _SAME_SHAPE = 0.05
 """Values of x (or r) within 5 % count as one: they cannot carry a curvature."""
 _ILL_CONDITIONED = 1e3
+_SINGULAR = 1e6
 _SMALL_P = 0.05
 
 
@@ -183,9 +184,13 @@ def _fit(
         messages.append(error.message)
     x_opt, x_reason = _optimum("x", coefficients[:, :3], limits[0], x_values, setting)
     r_opt, r_reason = _optimum("r", coefficients[:, 3:], limits[1], r_values, setting)
-    messages += [reason for reason in (x_reason, r_reason) if reason]
-    messages += [_warn_open(name, found) for name, found in (("x", x_opt), ("r", r_opt)) if found and _is_open(found)]
     condition = condition_number(design, theta)
+    if condition > _SINGULAR:
+        x_opt, r_opt = None, None
+        x_reason = r_reason = "x and r were not varied apart from each other: their optima cannot be told"
+    else:
+        messages += [reason for reason in (x_reason, r_reason) if reason]
+    messages += [_warn_open(name, found) for name, found in (("x", x_opt), ("r", r_opt)) if found and _is_open(found)]
     if condition > _ILL_CONDITIONED:
         messages.append(
             f"x and r hardly vary apart from each other (condition number {condition:.2g}): add shapes that change one "
@@ -199,7 +204,7 @@ def _fit(
         reference=reference.kind,
         law=_law(setting.form, coefficients[0]),
         cells=_cell_references(points, cells, levels[0]),
-        converged=converged and condition <= 1e8,
+        converged=converged and condition <= _SINGULAR,
         objective=float(solution.rss[0]),
         num_points=len(points),
         num_left_out=setting.num_left_out,

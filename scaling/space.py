@@ -6,7 +6,7 @@ target as divisibility allows, and at most `tolerance` away.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -96,31 +96,56 @@ class Candidates:
             & (self.num_attention_heads == architecture.num_attention_heads)
             & (self.num_key_value_heads == architecture.num_key_value_heads)
         )
-        constant = (self.num_hidden_layers, self.head_dim, self.vocab_size, self.tie_word_embeddings)
-        fixed = (
-            architecture.num_hidden_layers,
-            architecture.head_dim,
-            architecture.vocab_size,
-            architecture.tie_word_embeddings,
-        )
-        return int(np.argmax(same)) if same.any() and constant == fixed else None
+        return int(np.argmax(same)) if same.any() and self._constants == _constants_of(architecture) else None
 
     def nearest(self, *, x: float, r: float) -> int:
         """Index of the candidate nearest to (x, r) in ln x and ln r."""
         return int(np.argmin(np.log(self.x / x) ** 2 + np.log(self.r / r) ** 2))
 
+    def including(self, architecture: Architecture) -> "tuple[Candidates, int]":
+        """The same list with one more architecture, e.g. a baseline, if it lacks it; and where it stands.
+
+        Raises:
+            ValueError: its depth, head_dim, vocabulary or tying differ from the list's.
+        """
+        index = self.index_of(architecture)
+        if index is not None:
+            return self, index
+        if self._constants != _constants_of(architecture):
+            raise ValueError(
+                f"{architecture.label} cannot join candidates with (layers, head_dim, vocabulary, tied) = "
+                f"{self._constants}: its own are {_constants_of(architecture)}"
+            )
+        return replace(
+            self,
+            hidden_size=np.append(self.hidden_size, architecture.hidden_size),
+            intermediate_size=np.append(self.intermediate_size, architecture.intermediate_size),
+            num_attention_heads=np.append(self.num_attention_heads, architecture.num_attention_heads),
+            num_key_value_heads=np.append(self.num_key_value_heads, architecture.num_key_value_heads),
+        ), len(self)
+
+    @property
+    def _constants(self) -> tuple[int, int, int, bool]:
+        return self.num_hidden_layers, self.head_dim, self.vocab_size, self.tie_word_embeddings
+
     def take(self, chosen: Integers | Mask) -> "Candidates":
         """The candidates of a mask or of indices."""
-        return Candidates(
+        return replace(
+            self,
             hidden_size=self.hidden_size[chosen],
             intermediate_size=self.intermediate_size[chosen],
             num_attention_heads=self.num_attention_heads[chosen],
             num_key_value_heads=self.num_key_value_heads[chosen],
-            num_hidden_layers=self.num_hidden_layers,
-            head_dim=self.head_dim,
-            vocab_size=self.vocab_size,
-            tie_word_embeddings=self.tie_word_embeddings,
         )
+
+
+def _constants_of(architecture: Architecture) -> tuple[int, int, int, bool]:
+    return (
+        architecture.num_hidden_layers,
+        architecture.head_dim,
+        architecture.vocab_size,
+        architecture.tie_word_embeddings,
+    )
 
 
 class SearchSpace(Value):
