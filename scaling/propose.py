@@ -6,7 +6,7 @@ The first round fills the space. Later rounds take a Gaussian model of ln loss o
 
 with the law's own features X, R and a small smooth misfit δ, condition it on all that was run or is pending (which
 shape, not which loss: the model is linear, so its variance does not depend on the losses), and greedily take the run
-whose outcome reduces the summed variance at the target most per second. Every pick counts as observed for the next, so a
+whose outcome reduces the summed variance at the target most per second. Every pick counts as observed for the next: a
 batch is diverse. δ is why a new shape tells a little more than one more seed of an old one.
 """
 
