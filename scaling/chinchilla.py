@@ -112,6 +112,13 @@ def _fit(N: Floats, D: Floats, L: Floats, delta: float) -> ChinchillaFit:
             f"The design hardly separates {', '.join(not_identified)} (condition number {condition:.2g}): "
             "add runs at other sizes and tokens-per-parameter ratios."
         )
+    vanished = problem.vanished(best)
+    if vanished:
+        not_identified = tuple(sorted({*not_identified, *vanished}))
+        messages.append(
+            f"At the minimum a term is zero, so {', '.join(vanished)} mean nothing: the losses are described as well "
+            "without it. Vary N and D over a wider range, and leave badly tuned runs out."
+        )
     converged = reached >= 2 and flat
     if not converged:
         messages.append(
@@ -256,6 +263,17 @@ class _Problem:
         _, jacobian = self.residual(u)
         norms = np.linalg.norm(jacobian, axis=0)
         return float(np.linalg.cond(jacobian / norms)) if np.all(norms > 0) else float("inf")
+
+    def vanished(self, u: Floats) -> tuple[str, ...]:
+        """Coefficients of terms below a millionth of the loss at every point."""
+        terms = np.exp(np.stack([np.full_like(self.n, u[0]), u[1] - u[2] * self.n, u[3] - u[4] * self.d]))
+        gone = (terms / self.loss).max(axis=1) < 1e-6
+        return tuple(
+            name
+            for group, dead in zip((("E",), ("A", "alpha"), ("B", "beta")), gone, strict=True)
+            if dead
+            for name in group
+        )
 
     def weakest(self, u: Floats) -> tuple[str, ...]:
         """The coefficients that make up the direction the data see least."""
