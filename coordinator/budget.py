@@ -57,7 +57,7 @@ def speed_from_probes(small: tuple[float, list[float]], large: tuple[float, list
 def planned_train_seconds(study: StudySpec, speed: Speed) -> float:
     """Agent-seconds of all training runs at the full number of tokens."""
     fit, target = study.fit, study.target
-    runs = [(cell.num_parameters, cell.tokens_per_parameter, cell.num_runs) for cell in study.reference]
+    runs = [(cell.num_parameters, cell.tokens_per_parameter, cell.num_shapes) for cell in study.reference]
     num_fit_runs = fit.num_space_shapes + fit.num_centre_replicates + fit.num_rounds * fit.num_runs_per_round
     runs.append((fit.num_parameters, fit.tokens_per_parameter, num_fit_runs))
     runs.append((target.num_parameters, target.tokens_per_parameter, num_validation_runs(study)))
@@ -69,11 +69,14 @@ def num_validation_runs(study: StudySpec) -> int:
     return 2 * study.target.num_validation_seeds + 1
 
 
+def bench_seconds(study: StudySpec) -> float:
+    """Agent-seconds of one serving benchmark: its repeats, each with a fresh engine."""
+    return study.serving.num_repeats * (ENGINE_START_SECONDS + 2 * study.serving.min_window_seconds)
+
+
 def planned_bench_seconds(study: StudySpec) -> float:
-    """Agent-seconds of all serving benchmarks."""
-    serving = study.serving
-    each = ENGINE_START_SECONDS + 2 * serving.min_window_seconds
-    return (serving.num_candidates + 1) * serving.num_repeats * each
+    """Agent-seconds of all serving benchmarks, the baseline's included."""
+    return (study.serving.num_candidates + 1) * bench_seconds(study)
 
 
 def token_scale(study: StudySpec, speed: Speed, *, elapsed_seconds: float) -> float:

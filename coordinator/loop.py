@@ -4,18 +4,18 @@ The loop decides nothing itself: dispatch decides who runs what, the planner wha
 fact goes into the store before anything follows from it.
 """
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.device import describe_host
-from coordinator import planner
+from coordinator import forecast, planner, shapes
 from coordinator.analysis import analyse
 from coordinator.budget import Speed, speed_from_probes, token_scale
 from coordinator.dispatch import Accept, Dispatch, Fail, Instruction, Reject, Renew, Restart, Start
 from coordinator.fleet.base import AgentJoined, AgentLost, Fleet, FleetEvent, Reported
-from coordinator.plan import PlannedTrial
+from coordinator.plan import Plan, PlannedTrial
 from coordinator.snapshot import RunningTrial, Snapshot, View
 from coordinator.store import AgentRow, Store
 from coordinator.study import StudySpec
@@ -49,6 +49,7 @@ class Coordinator:
     _running: dict[str, RunningTrial] = field(init=False, default_factory=dict)
     _speed: Speed | None = field(init=False, default=None)
     _law_sentence: str = field(init=False, default="")
+    _something_ended: bool = field(init=False, default=True)
 
     def run(self) -> bool:
         """Run until the study is finished or a stop is asked for. True when it is finished."""
@@ -60,12 +61,12 @@ class Coordinator:
             self.fleet.start()
             self._await_agents()
             self._price()
-            while not self.stop_requested() and not self._finished():
+            finished = False
+            while not self.stop_requested() and not (finished := self._plan_and_look()):
                 self._turn()
         finally:
             self.fleet.stop()
             self._mark_agents_gone()
-        finished = self._finished()
         self.store.set_meta("state", "finished" if finished else "interrupted")
         return finished
 
@@ -106,7 +107,7 @@ class Coordinator:
         self.view.note("measuring training speed on every agent")
         probes = [
             (float(shape.num_parameters), self.fleet.probe(shape, seconds=PROBE_SECONDS))
-            for shape in (planner.centre_shape(self._study, size) for size in planner.probe_sizes(self._study))
+            for shape in (shapes.centre_shape(self._study, size) for size in shapes.probe_sizes(self._study))
         ]
         self._speed = speed_from_probes(probes[0], probes[-1])
         elapsed = self.monotonic() - self.started_monotonic
@@ -118,8 +119,20 @@ class Coordinator:
                 f"this machine allows {scale:.0%} of the wanted tokens within the budget; D is scaled alike for all"
             )
 
+    def _plan_and_look(self) -> bool:
+        """Plan whatever has become due, and tell whether the study is finished. Only after something ended."""
+        if not self._something_ended:
+            return False
+        self._something_ended = False
+        while (plan := planner.next_plan(state := self._state())) is not None:
+            self._queue(plan)
+        self._carry_out(self._dispatch.assign(now=self.monotonic()))
+        return planner.is_finished(state)
+
+    def _state(self) -> planner.StudyState:
+        return planner.state_of(self.store, corpus_id=self.corpus_id)
+
     def _turn(self) -> None:
-        self._plan()
         self._carry_out(self._dispatch.tick(now=self.monotonic()))
         for event in self.fleet.poll(timeout_seconds=POLL_SECONDS):
             self._note_agent(event)
@@ -180,22 +193,18 @@ class Coordinator:
         self.fleet.assign(agent, trial_id, epoch, self._planned[trial_id].assignment)
 
     def _ended(self, trial_id: str) -> None:
+        self._something_ended = True
         running = self._running.pop(trial_id, None)
         if running is not None:
             self._set_agent_state(running.agent, "idle")
 
-    def _plan(self) -> None:
-        while (plan := planner.next_plan(planner.state_of(self.store, corpus_id=self.corpus_id))) is not None:
-            added = self.store.add_plan(plan, now_unix=self.wall())
-            self._planned.update({trial.trial_id: trial for trial in plan.trials})
-            self._dispatch.enqueue(added)
-            self.view.note(f"planned {len(added)} trials: {plan.stage}")
-            for sentence in plan.notes:
-                self.view.note(sentence)
-        self._carry_out(self._dispatch.assign(now=self.monotonic()))
-
-    def _finished(self) -> bool:
-        return planner.is_finished(planner.state_of(self.store, corpus_id=self.corpus_id))
+    def _queue(self, plan: Plan) -> None:
+        added = self.store.add_plan(plan, now_unix=self.wall())
+        self._planned.update({trial.trial_id: trial for trial in plan.trials})
+        self._dispatch.enqueue(added)
+        self.view.note(f"planned {len(added)} trials: {plan.stage}")
+        for sentence in plan.notes:
+            self.view.note(sentence)
 
     def _refit(self) -> None:
         """Refit after every loss: the newest law is what status, metrics and the next plan see."""
@@ -246,14 +255,13 @@ class Coordinator:
     def _failure(self, fail: Fail) -> Failure:
         """The coordinator's own record of an attempt whose agent could not report."""
         running = self._running.get(fail.trial_id)
-        host = describe_host()
         return Failure(
             assignment_id=fail.trial_id,
             failure_kind=fail.kind,
             message=fail.message,
             provenance=Provenance(
                 agent=running.agent if running else "unknown",
-                hostname=host["hostname"],
+                hostname=socket.gethostname(),
                 device="unknown",
                 hardware="unknown",
                 started_at_unix=self.wall(),
@@ -263,7 +271,7 @@ class Coordinator:
         )
 
     def _describe(self, trial_id: str) -> str:
-        return planner.describe(self._planned[trial_id])
+        return forecast.describe(self._planned[trial_id])
 
     def _snapshot(self) -> Snapshot:
         trials = self.store.trials()
@@ -271,9 +279,9 @@ class Coordinator:
         return Snapshot(
             num_done=sum(trial.state in ("succeeded", "failed") for trial in trials),
             num_failed=sum(trial.state == "failed" for trial in trials),
-            num_expected=planner.expected_trials(self._study, trials),
+            num_expected=forecast.expected_trials(self._study, trials),
             elapsed_seconds=self.monotonic() - self.started_monotonic,
-            seconds_left=planner.seconds_left(
+            seconds_left=forecast.seconds_left(
                 self._study, trials, self._speed, float(self.store.meta("token_scale") or 1)
             ),
             spent_agent_seconds=sum(trial.spent_seconds for trial in trials),

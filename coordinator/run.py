@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.console import Console
 
 from agent.training.corpus import build_stdlib_corpus
-from coordinator import planner
 from coordinator.errors import StoreError, UserError
 from coordinator.fleet.ray_fleet import RayFleet
 from coordinator.live import clock, open_view
@@ -24,6 +23,7 @@ from coordinator.loop import Coordinator, blob_directory, work_directory
 from coordinator.metrics import serve_metrics
 from coordinator.outputs import write_outputs
 from coordinator.runs import new_run_directory, unfinished_run
+from coordinator.shapes import check_feasible
 from coordinator.snapshot import View
 from coordinator.store import Store
 from coordinator.study import StudySpec
@@ -54,7 +54,7 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
         UserError: something about the study, the corpus, the port, the disk or the budget; nothing half-written stays.
     """
     started = time.monotonic()
-    planner.check_feasible(study)
+    check_feasible(study)
     with ExitStack() as stack:
         stop_requested = stack.enter_context(_signals_ask_to_stop())
         view = stack.enter_context(open_view(console))

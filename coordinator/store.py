@@ -151,6 +151,11 @@ class StoreReader:
         assert text is not None, "a run is created together with its study"
         return StudySpec.model_validate_json(text)
 
+    def corpus(self) -> dict[str, Any] | None:
+        """The manifest of the corpus, once it was built."""
+        text = self.meta("corpus")
+        return None if text is None else json.loads(text)
+
     def trials(self) -> list[TrialRow]:
         """All trials in planned order."""
         names = ", ".join(TrialRow.__dataclass_fields__)

@@ -34,12 +34,13 @@ class SpaceSpec(Value):
     query_group_size: PositiveInt
     hidden_multiple_of: PositiveInt
     intermediate_multiple_of: PositiveInt
-    hidden_min: PositiveInt = 1
-    hidden_max: PositiveInt = 65_536
+    x_min: PositiveFloat = 0.1
+    x_max: PositiveFloat = 0.46
     tolerance: float = Field(0.03, gt=0, lt=0.5)
     """Largest relative distance of a shape's N from the wanted N."""
-    r_min: PositiveFloat = 0.3
-    r_max: PositiveFloat = 8.0
+    r_min: PositiveFloat = 0.5
+    r_max: PositiveFloat = 5.0
+    """The conditional law holds for r in [0.5, 5]; runs outside are left out of the fit."""
 
 
 class TrainingSpec(Value):
@@ -56,11 +57,14 @@ class TrainingSpec(Value):
 
 
 class ReferenceSpec(Value):
-    """One cell of the reference law: the centre shape at this size and data ratio."""
+    """One cell beside the fit's own: the centre shape at this size and data ratio, for L_opt(N, D).
+
+    With several shapes, x* and r* are fitted at this size too, and compared with those of the fit's size.
+    """
 
     num_parameters: PositiveFloat
     tokens_per_parameter: PositiveFloat
-    num_runs: PositiveInt = 1
+    num_shapes: PositiveInt = 1
 
 
 class FitSpec(Value):

@@ -50,7 +50,9 @@ class AgentActor:
 
     def describe(self) -> dict[str, Any]:
         """Which hardware this is, and the process that serves it."""
-        return {"hardware": self._worker.hardware, "pid": os.getpid()}
+        from agent.device import describe_device
+
+        return {"hardware": describe_device().hardware, "pid": os.getpid()}
 
     def probe(self, architecture: str, seconds: float) -> float:
         """Training tokens/s of a shape on this agent."""

@@ -1,0 +1,47 @@
+"""Forecast: how much of a study is still to come, in trials and in seconds, and a trial in a few words."""
+
+from collections.abc import Sequence
+
+from agent.assignment import TrainAssignment
+from coordinator.budget import Speed, bench_seconds, num_validation_runs
+from coordinator.plan import PlannedTrial
+from coordinator.store import TrialRow
+from coordinator.study import StudySpec
+
+
+def describe(planned: PlannedTrial) -> str:
+    """A trial in a few words."""
+    assignment = planned.assignment
+    if isinstance(assignment, TrainAssignment):
+        recipe = assignment.recipe
+        seed = f" seed {recipe.seed}" if recipe.seed else ""
+        return f"train {assignment.architecture.label} on {recipe.num_tokens / 1e6:.2f} M tokens ({planned.role}{seed})"
+    return f"bench {assignment.architecture.label} under {assignment.recipe.engine}"
+
+
+def expected_trials(study: StudySpec, trials: Sequence[TrialRow]) -> int:
+    """How many trials the study will have had, those not planned yet included."""
+    return len(trials) + sum(_future_counts(study, trials))
+
+
+def seconds_left(study: StudySpec, trials: Sequence[TrialRow], speed: Speed, scale: float) -> float:
+    """Estimated wall seconds to the end, from measured speed."""
+    open_trials = [t for t in trials if t.state in ("queued", "running")]
+    known = sum(speed.assignment_seconds(t.planned.assignment) * (1 - t.done_fraction) for t in open_trials)
+    fit, target = study.fit, study.target
+    num_fit, num_bench, num_validation = _future_counts(study, trials)
+    future = num_fit * speed.train_seconds(fit.num_parameters, scale * fit.num_parameters * fit.tokens_per_parameter)
+    future += num_validation * speed.train_seconds(
+        target.num_parameters, scale * target.num_parameters * target.tokens_per_parameter
+    )
+    return (known + future + num_bench * bench_seconds(study)) / speed.num_agents
+
+
+def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, int, int]:
+    """Fit runs, benchmarks and validation runs that no plan holds yet."""
+    fit = study.fit
+    by_stage = {stage: sum(t.stage == stage for t in trials) for stage in {t.stage for t in trials}}
+    rounds = sum(fit.num_runs_per_round for k in range(1, fit.num_rounds + 1) if f"round-{k}" not in by_stage)
+    benches = 0 if "serving" in by_stage else study.serving.num_candidates + 1
+    validation = num_validation_runs(study) - by_stage.get("check", 0) - by_stage.get("verdict", 0)
+    return rounds, benches, max(0, validation)

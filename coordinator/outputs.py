@@ -1,0 +1,118 @@
+"""What a run leaves behind for people and programs, written from its store: report, recommendation, configs, table."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from agent.assignment import TrainAssignment
+from coordinator.record import RunRecord, read_record
+from coordinator.report import render_report
+from scaling.architecture import Architecture
+from scaling.observations import Observation, ServingObservation, TrainingObservation
+
+
+def write_outputs(run_directory: Path) -> list[Path]:
+    """Write report.html, runs.csv and, where there is a recommendation, its JSON and configs. Returns the paths."""
+    record = read_record(run_directory)
+    written = [_write(run_directory / "report.html", render_report(record)), write_table(record)]
+    if record.recommendation is not None:
+        written.append(_write(run_directory / "recommendation.json", record.recommendation.model_dump_json(indent=2)))
+        written += [_write_config(run_directory, name, shape) for name, shape in named_shapes(record).items()]
+    return written
+
+
+def named_shapes(record: RunRecord) -> dict[str, Architecture]:
+    """The architectures that get a config.json: recommended, baseline, Panda, and the others that were measured."""
+    assert record.recommendation is not None
+    shapes = {"recommended": record.recommendation.recommended, "baseline": record.recommendation.baseline}
+    for shape in record.recommendation.answer.shapes:
+        shapes |= {role: shape.architecture for role in shape.roles if role in ("panda", "surefire")}
+    for observation in record.serving.values():
+        if observation.architecture not in shapes.values():
+            shapes[observation.architecture.label] = observation.architecture
+    return shapes
+
+
+_COLUMNS = (
+    *("trial_id", "role", "state", "stage", "attempts", "agent", "hardware"),
+    *("hidden_size", "intermediate_size", "n_layers", "n_heads", "n_kv_heads", "head_dim", "n_params", "x", "r"),
+    *("n_tokens", "seed", "loss", "loss_se", "tokens_per_second", "output_tokens_per_second", "reason"),
+)
+
+
+def write_table(record: RunRecord) -> Path:
+    """Every trial as a row of runs.csv; `archfleet fit` reads the finished training runs of it as they are."""
+    path = record.run_directory / "runs.csv"
+    results: dict[str, Observation] = {**record.training, **record.serving}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=_COLUMNS)
+        writer.writeheader()
+        for trial in record.trials:
+            assignment = trial.planned.assignment
+            row: dict[str, Any] = {
+                "trial_id": trial.trial_id,
+                "role": trial.planned.role,
+                "state": trial.state,
+                "stage": trial.stage,
+                "attempts": trial.attempts,
+                "agent": trial.agent,
+                "hardware": trial.hardware,
+                "reason": trial.planned.reason,
+                **_shape_columns(assignment.architecture),
+            }
+            if isinstance(assignment, TrainAssignment):
+                row |= {"n_tokens": assignment.recipe.num_tokens, "seed": assignment.recipe.seed}
+            writer.writerow(row | _result_columns(results.get(trial.trial_id)))
+    return path
+
+
+def _shape_columns(shape: Architecture) -> dict[str, Any]:
+    return {
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "n_layers": shape.num_hidden_layers,
+        "n_heads": shape.num_attention_heads,
+        "n_kv_heads": shape.num_key_value_heads,
+        "head_dim": shape.head_dim,
+        "n_params": shape.num_parameters,
+        "x": f"{shape.width_ratio:.6f}",
+        "r": f"{shape.mlp_attention_ratio:.6f}",
+    }
+
+
+def _result_columns(result: Observation | None) -> dict[str, Any]:
+    if isinstance(result, TrainingObservation):
+        return {
+            "loss": f"{result.loss:.6f}",
+            "loss_se": f"{result.loss_standard_error:.6f}",
+            "tokens_per_second": f"{result.tokens_per_second:.1f}",
+        }
+    if isinstance(result, ServingObservation):
+        return {"output_tokens_per_second": f"{result.output_tokens_per_second.value:.1f}"}
+    return {}
+
+
+def _write_config(run_directory: Path, name: str, architecture: Architecture) -> Path:
+    path = run_directory / "architectures" / name / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _write(path, json.dumps(architecture.to_hf_config(), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    """Replace the file as a whole: a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def closing_words(run_directory: Path) -> str:
+    """What a finished run says last: the answer, and where everything is."""
+    record = read_record(run_directory)
+    answer = record.recommendation.sentence() if record.recommendation else "none: no law could be fitted"
+    return (
+        f"\nrecommendation: {answer}\n"
+        f"report:         {run_directory / 'report.html'}\n"
+        f"also:           {run_directory}/recommendation.json, runs.csv, architectures/*/config.json"
+    )

@@ -1,0 +1,300 @@
+"""Planner: the store and the study in, the next plan out. Decides what is worth running; pure given its state.
+
+first-round   the space, replicates of the centre, the reference cells          at the start
+round-1 ...   proposed from the fit, counting what still runs as observed       when agents would run dry
+serving       Pareto candidates and the baseline, on the real engine            when all losses are in
+check         the baseline and a predicted-worse shape at the held-out size     beside serving
+verdict       the recommended architecture at the held-out size                 when serving is measured
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from agent.assignment import BenchAssignment, TrainAssignment
+from coordinator.analysis import Analysis, analyse, same_size
+from coordinator.budget import Speed
+from coordinator.plan import Plan, PlannedTrial, Role
+from coordinator.recommendation import Choice, choose, serving_candidates
+from coordinator.shapes import baseline_at, candidates_at, centre_index, spread
+from coordinator.store import StoreReader, TrialRow
+from coordinator.study import StudySpec
+from scaling.architecture import Architecture
+from scaling.law import Floats
+from scaling.observations import Observation
+from scaling.propose import Proposal, propose
+from scaling.recipes import TrainingRecipe
+from scaling.space import Candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyState:
+    """Everything a plan follows from."""
+
+    study: StudySpec
+    corpus_id: str
+    token_scale: float
+    speed: Speed
+    stages: tuple[str, ...]
+    trials: tuple[TrialRow, ...]
+    observations: tuple[Observation, ...]
+
+    @cached_property
+    def analysis(self) -> Analysis | None:
+        """The law so far; fitted when first asked for."""
+        return analyse(self.study, self.observations)
+
+    def unfinished(self, *phases: str) -> list[TrialRow]:
+        """Trials of these phases that are queued or running."""
+        return [t for t in self.trials if t.phase in phases and t.state in ("queued", "running")]
+
+
+def state_of(store: StoreReader, *, corpus_id: str) -> StudyState:
+    """Read the state that the next plan follows from."""
+    speed, scale = store.meta("speed"), store.meta("token_scale")
+    assert speed is not None, "agents are priced before anything is planned"
+    assert scale is not None, "the token scale is set with the speed"
+    return StudyState(
+        study=store.study(),
+        corpus_id=corpus_id,
+        token_scale=float(scale),
+        speed=Speed.model_validate_json(speed),
+        stages=tuple(plan.stage for plan in store.plans()),
+        trials=tuple(store.trials()),
+        observations=tuple(store.observations()),
+    )
+
+
+def next_plan(state: StudyState) -> Plan | None:
+    """The next stage's plan, if its time has come."""
+    fit = state.study.fit
+    rounds = [f"round-{number}" for number in range(1, fit.num_rounds + 1)]
+    due = next(
+        (stage for stage in ["first-round", *rounds, "serving", "check", "verdict"] if stage not in state.stages), None
+    )
+    if due is None:
+        return None
+    if due == "first-round":
+        return _first_round(state)
+    if due in rounds:
+        return _proposed_round(state, due) if len(state.unfinished("train")) < state.speed.num_agents else None
+    if due == "serving":
+        return _serving(state) if not state.unfinished("train") else None
+    if due == "check":
+        return _check(state)
+    return _verdict(state) if not state.unfinished("bench") else None
+
+
+def is_finished(state: StudyState) -> bool:
+    """Whether every stage was planned and every trial has ended."""
+    return "verdict" in state.stages and not state.unfinished("train", "bench")
+
+
+# What the stages consist of
+
+
+def _first_round(state: StudyState) -> Plan:
+    study, fit = state.study, state.study.fit
+    candidates = candidates_at(study, fit.num_parameters)
+    tokens = fit.num_parameters * fit.tokens_per_parameter
+    trials = [
+        _space_trial(state, candidates, tokens, index, reason, "space")
+        for index, reason in spread(candidates, fit.num_space_shapes)
+    ]
+    centre = candidates.architecture(centre_index(candidates))
+    trials += [
+        _train(state, centre, tokens, "replicate", f"seed {seed} of the centre: what the noise is", seed=seed)
+        for seed in range(1, fit.num_centre_replicates + 1)
+    ]
+    for cell in study.reference:
+        at = candidates_at(study, cell.num_parameters)
+        tokens = cell.num_parameters * cell.tokens_per_parameter
+        trials += [_space_trial(state, at, tokens, i, reason, "reference") for i, reason in spread(at, cell.num_shapes)]
+    # Long runs first: the agents end the stage closer together.
+    trials.sort(key=lambda trial: -state.speed.assignment_seconds(trial.assignment))
+    notes = (
+        () if state.token_scale == 1 else (f"Every D is {state.token_scale:.0%} of the study's, to keep its budget.",)
+    )
+    return Plan(stage="first-round", trials=tuple(trials), notes=notes)
+
+
+def _space_trial(
+    state: StudyState, candidates: Candidates, tokens: float, index: int, reason: str, role: Role
+) -> PlannedTrial:
+    return _train(state, candidates.architecture(index), tokens, role, reason)
+
+
+def _proposed_round(state: StudyState, stage: str) -> Plan:
+    fit = state.study.fit
+    candidates = candidates_at(state.study, fit.num_parameters)
+    tokens = fit.num_parameters * fit.tokens_per_parameter
+    law_fit = None if state.analysis is None else state.analysis.law_fit
+    at_size = [t for t in state.trials if _is_fit_run(t, state, tokens)]
+    done = [t for t in at_size if t.state not in ("queued", "running")]
+    running = [t for t in at_size if t.state in ("queued", "running")]
+    proposals = propose(
+        law_fit,
+        candidates,
+        existing=_indices(candidates, done),
+        pending=_indices(candidates, running),
+        num=fit.num_runs_per_round,
+        seconds_per_run=_seconds_per_run(state, candidates, tokens),
+    )
+    trials = tuple(
+        _train(
+            state,
+            candidates.architecture(p.index),
+            tokens,
+            "proposed",
+            p.reason,
+            seed=_next_seed(at_size, candidates, p.index, proposals[:k]),
+        )
+        for k, p in enumerate(proposals)
+    )
+    notes = (
+        ()
+        if law_fit is None or law_fit.law is not None
+        else ("No law could be fitted yet: this round fills the space.",)
+    )
+    return Plan(stage=stage, trials=trials, notes=notes)
+
+
+def _is_fit_run(trial: TrialRow, state: StudyState, tokens: float) -> bool:
+    assignment = trial.planned.assignment
+    return (
+        isinstance(assignment, TrainAssignment)
+        and same_size(assignment.architecture.num_parameters, state.study.fit.num_parameters)
+        and assignment.recipe.num_tokens == _scaled(tokens, state)
+    )
+
+
+def _indices(candidates: Candidates, trials: Iterable[TrialRow]) -> list[int]:
+    found = [candidates.index_of(trial.planned.assignment.architecture) for trial in trials]
+    return [index for index in found if index is not None]
+
+
+def _next_seed(trials: Sequence[TrialRow], candidates: Candidates, index: int, earlier: Sequence[Proposal]) -> int:
+    """One more than the seeds this shape has had, those proposed in the same round included."""
+    before = _indices(candidates, trials).count(index)
+    return before + sum(proposal.index == index for proposal in earlier)
+
+
+def _seconds_per_run(state: StudyState, candidates: Candidates, tokens: float) -> Floats:
+    """Cost of a run of each candidate: tokens by speed, corrected by how speeds measured so far follow the FLOPs."""
+    flops = np.array(
+        [
+            candidates.architecture(i).decode_flops_per_token(state.study.training.sequence_length / 2)
+            for i in range(len(candidates))
+        ]
+    )
+    base = state.speed.train_seconds(state.study.fit.num_parameters, _scaled(tokens, state))
+    return np.asarray(base * flops / flops.mean(), dtype=float)
+
+
+def _serving(state: StudyState) -> Plan:
+    serving, analysis = state.study.serving, state.analysis
+    if analysis is None or analysis.law_fit.law is None:
+        baseline = baseline_at(state.study)
+        note = "No law could be fitted, so nothing is recommended; the baseline alone is measured."
+        return Plan(stage="serving", trials=(_bench(state, baseline, "the baseline"),), notes=(note,))
+    candidates, baseline = candidates_at(state.study, state.study.target.num_parameters), baseline_at(state.study)
+    chosen = serving_candidates(state.study, analysis, candidates, baseline, token_scale=state.token_scale)
+    load = serving.workload
+    return Plan(
+        stage="serving",
+        trials=tuple(_bench(state, architecture, reason) for architecture, reason in chosen),
+        notes=(
+            f"Engine {serving.recipe.engine}: batch {load.batch_size}, {load.input_tokens} input and "
+            f"{load.output_tokens} output tokens.",
+        ),
+    )
+
+
+def _check(state: StudyState) -> Plan:
+    target = state.study.target
+    tokens = target.num_parameters * target.tokens_per_parameter
+    baseline = baseline_at(state.study)
+    trials = [
+        _train(
+            state, baseline, tokens, "validation", f"the baseline, {target.baseline}'s ratios, at the target", seed=seed
+        )
+        for seed in range(target.num_validation_seeds)
+    ]
+    if (worse := _worse_shape(state)) is not None:
+        trials.append(_train(state, worse, tokens, "validation", "a shape predicted to be worse, at the target"))
+    return Plan(stage="check", trials=tuple(trials))
+
+
+def _worse_shape(state: StudyState) -> Architecture | None:
+    """The candidate at the 90th percentile of predicted loss: clearly worse, yet inside the fitted range."""
+    if state.analysis is None or state.analysis.law_fit.law is None:
+        return None
+    candidates = candidates_at(state.study, state.study.target.num_parameters)
+    fit = state.analysis.law_fit
+    inside = (candidates.x >= fit.x_range[0]) & (candidates.x <= fit.x_range[1])
+    inside &= (candidates.r >= fit.r_range[0]) & (candidates.r <= fit.r_range[1])
+    within = candidates.take(inside) if inside.any() else candidates
+    ratio = fit.predict_ratio(within.x, within.r).mean
+    return within.architecture(int(np.argsort(ratio)[math.floor(0.9 * (len(ratio) - 1))]))
+
+
+def _verdict(state: StudyState) -> Plan:
+    target = state.study.target
+    tokens = target.num_parameters * target.tokens_per_parameter
+    choice = choice_of(state)
+    if choice is None:
+        return Plan(stage="verdict", trials=(), notes=("Nothing can be recommended: no law was fitted.",))
+    trials = [
+        _train(state, choice.recommended, tokens, "validation", "the recommended shape at the target", seed=seed)
+        for seed in range(target.num_validation_seeds)
+    ]
+    return Plan(stage="verdict", trials=tuple(trials), notes=(choice.sentence(),))
+
+
+def choice_of(state: StudyState) -> Choice | None:
+    """What would be recommended from the state as it is; None without a law."""
+    if state.analysis is None or state.analysis.law_fit.law is None:
+        return None
+    candidates = candidates_at(state.study, state.study.target.num_parameters)
+    return choose(
+        state.study,
+        state.analysis,
+        candidates,
+        baseline_at(state.study),
+        state.observations,
+        token_scale=state.token_scale,
+    )
+
+
+def _train(
+    state: StudyState, architecture: Architecture, tokens: float, role: Role, reason: str, *, seed: int = 0
+) -> PlannedTrial:
+    recipe = TrainingRecipe(num_tokens=_scaled(tokens, state), seed=seed, **dict(state.study.training))
+    assignment = TrainAssignment(
+        architecture=architecture,
+        recipe=recipe,
+        corpus_id=state.corpus_id,
+        num_eval_windows=state.study.corpus.num_eval_windows,
+    )
+    return PlannedTrial(role=role, reason=reason, assignment=assignment)
+
+
+def _scaled(tokens: float, state: StudyState) -> int:
+    """Tokens after scaling, in whole batches: the same for every shape of a cell."""
+    batch = state.study.training.batch_tokens
+    return max(1, round(tokens * state.token_scale / batch)) * batch
+
+
+def _bench(state: StudyState, architecture: Architecture, reason: str) -> PlannedTrial:
+    serving = state.study.serving
+    assignment = BenchAssignment(
+        architecture=architecture,
+        recipe=serving.recipe,
+        workload=serving.workload,
+        num_repeats=serving.num_repeats,
+        min_window_seconds=serving.min_window_seconds,
+    )
+    return PlannedTrial(role="serving", reason=reason, assignment=assignment)

@@ -1,0 +1,84 @@
+"""RunRecord: everything a store knows about one run, as values. What status, report and outputs are made from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from coordinator.analysis import Analysis
+from coordinator.plan import Plan
+from coordinator.recommendation import Recommendation
+from coordinator.store import AgentRow, StoreReader, TrialRow
+from coordinator.study import StudySpec
+from scaling.observations import Failure, Observation, ServingObservation, TrainingObservation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run as its store tells it."""
+
+    run_directory: Path
+    study: StudySpec
+    state: str
+    created_unix: float
+    wall_seconds: float | None
+    """Of all sessions together; null while the first is running."""
+    token_scale: float | None
+    corpus_id: str | None
+    corpus: dict[str, Any] | None
+    metrics_port: int | None
+    trials: tuple[TrialRow, ...]
+    observations: tuple[Observation, ...]
+    plans: tuple[Plan, ...]
+    agents: tuple[AgentRow, ...]
+    num_rejections: int
+    analysis: Analysis | None
+    """The newest stored fit."""
+    recommendation: Recommendation | None
+
+    @cached_property
+    def training(self) -> dict[str, TrainingObservation]:
+        """Finished training runs by trial id."""
+        return {o.assignment_id: o for o in self.observations if isinstance(o, TrainingObservation)}
+
+    @cached_property
+    def serving(self) -> dict[str, ServingObservation]:
+        """Finished serving benchmarks by trial id."""
+        return {o.assignment_id: o for o in self.observations if isinstance(o, ServingObservation)}
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """Every failed attempt."""
+        return [o for o in self.observations if isinstance(o, Failure)]
+
+
+def read_record(run_directory: Path) -> RunRecord:
+    """Read a run from its store.
+
+    Raises:
+        StoreError: there is none, or a newer archfleet made it.
+    """
+    with StoreReader.open(run_directory) as store:
+        fit, recommendation = store.last_fit(), store.recommendation()
+        return RunRecord(
+            run_directory=run_directory,
+            study=store.study(),
+            state=store.meta("state") or "unknown",
+            created_unix=float(store.meta("created_unix") or 0),
+            wall_seconds=_number(store.meta("wall_seconds")),
+            token_scale=_number(store.meta("token_scale")),
+            corpus_id=store.meta("corpus_id"),
+            corpus=store.corpus(),
+            metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
+            trials=tuple(store.trials()),
+            observations=tuple(store.observations()),
+            plans=tuple(store.plans()),
+            agents=tuple(store.agents()),
+            num_rejections=len(store.rejections()),
+            analysis=None if fit is None else Analysis.from_json(fit.record),
+            recommendation=None if recommendation is None else Recommendation.model_validate(recommendation),
+        )
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
