@@ -17,7 +17,7 @@ FINISHING_SECONDS = 12
 """Last fit, report and shutting down."""
 IDLE_SHARE = 0.10
 """Agents wait for one another at the end of a stage."""
-ENGINE_START_SECONDS = 7
+ENGINE_START_SECONDS = 6
 """A fresh engine process on a CPU: imports, model, warm-up."""
 
 

@@ -16,6 +16,7 @@ from coordinator.budget import Speed, speed_from_probes, token_scale
 from coordinator.dispatch import Accept, Dispatch, Fail, Instruction, Reject, Renew, Restart, Start
 from coordinator.fleet.base import AgentJoined, AgentLost, Fleet, FleetEvent, Reported
 from coordinator.plan import Plan, PlannedTrial
+from coordinator.recommendation import make_recommendation
 from coordinator.snapshot import RunningTrial, Snapshot, View
 from coordinator.store import AgentRow, Store
 from coordinator.study import StudySpec
@@ -127,7 +128,21 @@ class Coordinator:
         while (plan := planner.next_plan(state := self._state())) is not None:
             self._queue(plan)
         self._carry_out(self._dispatch.assign(now=self.monotonic()))
-        return planner.is_finished(state)
+        if not planner.is_finished(state):
+            return False
+        self._conclude(state)
+        return True
+
+    def _conclude(self, state: planner.StudyState) -> None:
+        """Every trial has ended: write down what follows from them."""
+        choice = planner.choice_of(state)
+        if choice is None or state.analysis is None:
+            return
+        now = self.wall()
+        recommendation = make_recommendation(
+            state.study, state.analysis, choice, state.observations, token_scale=state.token_scale, made_unix=now
+        )
+        self.store.add_recommendation(recommendation.model_dump(mode="json"), now_unix=now)
 
     def _state(self) -> planner.StudyState:
         return planner.state_of(self.store, corpus_id=self.corpus_id)
