@@ -34,12 +34,15 @@ def load_profile(profile_id: str) -> HardwareProfile:
     raise ValueError(f"unknown hardware {profile_id!r}; expected one of: {known}. See `archfleet hw list`.")
 
 
-def match_device(name: str, memory_bytes: int, power_watts: float | None = None) -> str | None:
+def match_device(name: str, memory_bytes: int | None, power_watts: float | None = None) -> str | None:
     """The id of the sheet of a device, or None where no sheet is certainly its own.
 
     The driver's name must be one of the sheet's exactly: "H100" or "H200" within a longer name may be a PCIe or NVL
     board with other peaks. Total memory tells slices and relabelled boards apart, the power limit (if known) the rest.
+    A device that does not tell its memory matches none.
     """
+    if memory_bytes is None:
+        return None
     for profile in all_profiles():
         if name not in profile.device_names:
             continue

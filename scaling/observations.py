@@ -77,6 +77,8 @@ class ServingRepeat(Value):
     output_tokens_per_second: float
     seconds: float
     num_output_tokens: int
+    processor_seconds: NonNegativeFloat | None = None
+    """Processor time of the engine within `seconds`: on a CPU shared with others it varies less than the wall time."""
 
 
 class ServingObservation(Value):

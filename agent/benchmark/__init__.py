@@ -1,0 +1,1 @@
+"""The measuring procedure of serving benchmarks."""

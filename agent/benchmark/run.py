@@ -1,0 +1,294 @@
+"""The measuring procedure: fresh engine processes, one window each, to one `ServingObservation` or `Failure`.
+
+Each repeat is an engine process of its own, since levels differ between instances: it loads, warms up with one pass at
+the measured shape, then generates whole batches for at least the window. Reported are the mean over repeats with a
+t-interval, the coefficient of variation, and every doubt as a flag.
+
+On a CPU at the sizes of a laptop study (0.1 M to 0.2 M parameters, vocabulary 1,024) the host's time for a step hides
+the architecture at small batches: at batch 16, 32 + 32 tokens, four very different shapes stayed within 24 % of
+each other, while `CPU_WORKLOAD` spreads them by a factor of 1.8 (measured, one 2.5 GHz thread). One pass takes 0.4 to
+1 s there; a repeat is about 4.5 s of imports, one warm-up pass and the window. On a machine shared with others the
+wall time measures them too: the row is flagged `busy-cpu`, and each repeat keeps its processor seconds beside.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scipy import stats
+
+from agent.assignment import BenchAssignment
+from agent.device import make_provenance
+from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult, engine_named
+from agent.engines.process import EngineFailure, Tick, run_process
+from hwprofiles.catalog import load_profile
+from scaling.observations import Failure, Progress, Provenance, ServingObservation, ServingRepeat
+from scaling.quantity import Interval, Measured, NotMeasured
+from scaling.recipes import Workload
+from scaling.serving import predict_serving
+
+CPU_WORKLOAD = Workload(batch_size=64, input_tokens=64, output_tokens=64)
+"""A workload at which a laptop study's shapes differ on one CPU thread."""
+INTERVAL_LEVEL = 0.95
+MIN_REPEATS = 3
+NOISY_VARIATION = 0.05
+"""Coefficient of variation between repeats above which a row is flagged `noisy`."""
+BUSY_CPU_RATIO = 0.9
+"""Processor seconds per second and thread below which the engine was kept waiting by others: `busy-cpu`."""
+GPU_WINDOW_SECONDS = 60.0
+GPU_WINDOW_BATCHES = 4
+"""Shorter windows on a GPU are flagged `short`: clocks and caches have not settled."""
+
+
+@dataclass
+class _Run:
+    """What is known of an assignment while its repeats go on."""
+
+    assignment: BenchAssignment
+    agent: str
+    directory: Path
+    engine: Engine
+    started_at_unix: float
+    clock: Callable[[], float]
+    started: float
+    ready: EngineReady | None = None
+    results: list[EngineResult] = field(default_factory=list)
+
+
+def run_benchmark(
+    assignment: BenchAssignment,
+    *,
+    agent: str,
+    work_directory: Path,
+    engine: Engine | None = None,
+    wall_clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Progress | ServingObservation | Failure]:
+    """Measure one architecture; yield `Progress` about once a second and last the observation or failure.
+
+    Closing the generator early ends the engine's whole process group.
+
+    Args:
+        assignment: what to measure.
+        agent: name of this agent, for the provenance.
+        work_directory: where config.json, the request and the engine's log are written; created if missing.
+        engine: how to run the engine; by default the recipe's, in this interpreter.
+        wall_clock: seconds since the epoch, for the provenance.
+        clock: monotonic seconds, for durations.
+
+    Raises:
+        ValueError: the recipe's engine is not in this version.
+    """
+    engine = engine or engine_named(assignment.recipe.engine)
+    run = _Run(assignment, agent, work_directory, engine, wall_clock(), clock, clock())
+    _export_config(run)
+    for repeat in range(assignment.num_repeats):
+        failure = yield from _measure_repeat(run, repeat)
+        if failure is not None:
+            yield failure
+            return
+    yield _observe(run)
+
+
+def _export_config(run: _Run) -> None:
+    run.directory.mkdir(parents=True, exist_ok=True)
+    workload = run.assignment.workload
+    longest = max(2048, workload.input_tokens + workload.output_tokens)
+    config = run.assignment.architecture.to_hf_config(max_position_embeddings=longest)
+    (run.directory / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+
+
+def _measure_repeat(run: _Run, repeat: int) -> Generator[Progress, None, Failure | None]:
+    """One engine process; its result joins the run, its failure is returned."""
+    assignment = run.assignment
+    request_file = run.directory / f"request-{repeat}.json"
+    request_file.write_text(_request(run, repeat).model_dump_json(), "utf-8")
+    messages = run_process(
+        run.engine.command(request_file),
+        log_file=run.directory / f"engine-{repeat}.log",
+        load_deadline_seconds=assignment.load_deadline_seconds,
+        run_deadline_seconds=assignment.run_deadline_seconds,
+        environment=_environment(run),
+        clock=run.clock,
+    )
+    with closing(messages):
+        for message in messages:
+            failure = _note(run, message)
+            if failure is not None:
+                return failure
+            yield _progress(run, repeat, message)
+    return None
+
+
+def _note(run: _Run, message: EngineMessage | Tick | EngineFailure) -> Failure | None:
+    """Keep what a message says; a failure if it ends the assignment."""
+    if isinstance(message, EngineFailure):
+        return _fail(run, message)
+    if isinstance(message, EngineReady):
+        run.ready = message
+        expected = run.assignment.architecture.num_total_parameters
+        if message.num_total_parameters != expected:
+            text = f"the engine built {message.num_total_parameters} parameters, the architecture has {expected}"
+            return _fail(run, EngineFailure(failure_kind="validation", message=text))
+    if isinstance(message, EngineResult):
+        run.results.append(message)
+    return None
+
+
+def _progress(run: _Run, repeat: int, message: EngineMessage | Tick | EngineFailure) -> Progress:
+    phase = message.phase if isinstance(message, Tick) else getattr(message, "event", "")
+    num_repeats = run.assignment.num_repeats
+    return Progress(
+        assignment_id=run.assignment.id,
+        done_fraction=len(run.results) / num_repeats,
+        message=f"{run.engine.name} repeat {repeat + 1}/{num_repeats}: {phase}",
+    )
+
+
+def _environment(run: _Run) -> dict[str, str]:
+    """Threads fixed before the engine's libraries load, and no look at any network."""
+    threads = str(run.assignment.recipe.num_threads)
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **run.engine.environment,
+    }
+
+
+def _request(run: _Run, repeat: int) -> EngineRequest:
+    recipe, workload = run.assignment.recipe, run.assignment.workload
+    return EngineRequest(
+        config_directory=str(run.directory.resolve()),
+        dtype=recipe.dtype,
+        num_threads=recipe.num_threads,
+        batch_size=workload.batch_size,
+        input_tokens=workload.input_tokens,
+        output_tokens=workload.output_tokens,
+        min_window_seconds=run.assignment.min_window_seconds,
+        seed=repeat,
+        fake_batch_seconds=_pretended_batch_seconds(run.assignment) if run.engine.name == "fake" else None,
+    )
+
+
+def _pretended_batch_seconds(assignment: BenchAssignment) -> float:
+    """The roofline's time for one batch on the generic CPU."""
+    prediction = predict_serving(
+        assignment.architecture, load_profile("cpu-generic"), assignment.recipe, assignment.workload
+    )
+    if isinstance(prediction.requests_per_second, NotMeasured):
+        raise ValueError(f"the fake engine cannot serve this: {prediction.requests_per_second.reason}")
+    return assignment.workload.batch_size / prediction.requests_per_second.value
+
+
+def _fail(run: _Run, failure: EngineFailure) -> Failure:
+    return Failure(
+        assignment_id=run.assignment.id,
+        failure_kind=failure.failure_kind,
+        message=f"{run.engine.name}: {failure.message}",
+        detail=failure.detail,
+        provenance=_provenance(run),
+    )
+
+
+def _observe(run: _Run) -> ServingObservation:
+    assignment, workload = run.assignment, run.assignment.workload
+    repeats = tuple(
+        ServingRepeat(
+            output_tokens_per_second=result.num_output_tokens / result.window_seconds,
+            seconds=result.window_seconds,
+            num_output_tokens=result.num_output_tokens,
+            processor_seconds=result.cpu_seconds if run.ready and run.ready.device.kind == "cpu" else None,
+        )
+        for result in run.results
+    )
+    rates = [repeat.output_tokens_per_second for repeat in repeats]
+    total_per_output = (workload.input_tokens + workload.output_tokens) / workload.output_tokens
+    variation = statistics.stdev(rates) / statistics.mean(rates) if len(rates) > 1 and any(rates) else 0.0
+    assert run.ready is not None
+    return ServingObservation(
+        assignment_id=assignment.id,
+        architecture=assignment.architecture,
+        recipe=assignment.recipe,
+        workload=workload,
+        engine_version=run.ready.versions.get(run.engine.name, "unknown"),
+        repeats=repeats,
+        output_tokens_per_second=mean_with_interval(rates, "tokens/s"),
+        total_tokens_per_second=mean_with_interval([rate * total_per_output for rate in rates], "tokens/s"),
+        coefficient_of_variation=variation,
+        mean_running_sequences=_mean_running_sequences(run),
+        joules_per_output_token=NotMeasured(reason="no power sensor was sampled: this version has no power sampling"),
+        flags=_flags(run, variation),
+        provenance=_provenance(run),
+    )
+
+
+def mean_with_interval(values: list[float], unit: str) -> Measured:
+    """Mean over repeats with Student's t-interval: mean ± t(n - 1) · s / √n."""
+    mean, num_samples = statistics.mean(values), len(values)
+    if num_samples < 2:
+        reason = "one repeat shows no spread"
+        return Measured(value=mean, unit=unit, num_samples=num_samples, no_interval_because=reason)
+    quantile = float(stats.t.ppf((1 + INTERVAL_LEVEL) / 2, num_samples - 1))
+    half_width = quantile * statistics.stdev(values) / num_samples**0.5
+    interval = Interval(low=mean - half_width, high=mean + half_width, level=INTERVAL_LEVEL, method="t over repeats")
+    return Measured(value=mean, unit=unit, interval=interval, num_samples=num_samples)
+
+
+def _mean_running_sequences(run: _Run) -> Measured | NotMeasured:
+    if run.engine.name != "transformers":
+        return NotMeasured(reason=f"the engine {run.engine.name} does not tell how many sequences run")
+    return Measured(
+        value=run.assignment.workload.batch_size,
+        unit="sequences",
+        num_samples=len(run.results),
+        no_interval_because="static batching runs the whole batch from the first to the last token of every pass",
+    )
+
+
+def _flags(run: _Run, variation: float) -> tuple[str, ...]:
+    """Every doubt about the row, in alphabetical order."""
+    workload = run.assignment.workload
+    tokens_per_batch = workload.batch_size * workload.output_tokens
+    on_cpu = run.ready is not None and run.ready.device.kind == "cpu" and run.engine.name != "fake"
+    doubts = {
+        "fake": run.engine.name == "fake",
+        "wrong-token-count": any(r.num_output_tokens != r.num_batches * tokens_per_batch for r in run.results),
+        "nan": not all(result.logits_finite for result in run.results),
+        "short": any(_is_short(run, result) for result in run.results),
+        "too-few-repeats": len(run.results) < MIN_REPEATS,
+        "noisy": variation > NOISY_VARIATION,
+        "busy-cpu": on_cpu and any(r.cpu_seconds < BUSY_CPU_RATIO * r.window_seconds for r in run.results),
+    }
+    return tuple(sorted(flag for flag, holds in doubts.items() if holds))
+
+
+def _is_short(run: _Run, result: EngineResult) -> bool:
+    if run.ready is not None and run.ready.device.kind == "gpu":
+        return result.window_seconds < GPU_WINDOW_SECONDS or result.num_batches < GPU_WINDOW_BATCHES
+    return result.window_seconds < run.assignment.min_window_seconds
+
+
+def _provenance(run: _Run) -> Provenance:
+    """The agent's provenance, with the engine's own versions (its interpreter may differ) and its device."""
+    ready = run.ready
+    provenance = make_provenance(
+        agent=run.agent,
+        started_at_unix=run.started_at_unix,
+        seconds=run.clock() - run.started,
+        on_gpu=None if ready is None else ready.device.kind == "gpu",
+    )
+    fingerprint = {
+        "engine": run.engine.name,
+        "config_sha256": run.assignment.architecture.content_hash(),
+        **({} if ready is None else ready.versions),
+    }
+    device = provenance.device if ready is None else ready.device.name
+    versions = {**provenance.versions, **fingerprint}
+    return provenance.model_copy(update={"device": device, "versions": versions})

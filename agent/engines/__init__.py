@@ -1,0 +1,1 @@
+"""Serving engines, each run in a process and an interpreter of its own."""

@@ -1,0 +1,172 @@
+"""The measuring procedure, with the shipped fake engine, with broken engines, and once with the real one."""
+
+import json
+import os
+import statistics
+import sys
+import textwrap
+
+import pytest
+from scipy import stats
+
+from agent.assignment import BenchAssignment
+from agent.benchmark.run import mean_with_interval, run_benchmark
+from agent.engines.base import Engine, engine_named
+from agent.engines.process import running_members
+from scaling.architecture import Architecture
+from scaling.observations import Failure, Progress, ServingObservation
+from scaling.quantity import Measured, NotMeasured
+from scaling.recipes import ServingRecipe, Workload
+
+# Query width 12 · 16 is not the hidden size, and 64 is no multiple of 12 heads: the general case.
+SHAPE = Architecture(
+    hidden_size=64,
+    intermediate_size=68,
+    num_hidden_layers=2,
+    num_attention_heads=12,
+    num_key_value_heads=6,
+    head_dim=16,
+    vocab_size=256,
+)
+
+
+def bench(engine="fake", **changes):
+    fields = {
+        "architecture": SHAPE,
+        "recipe": ServingRecipe(engine=engine, dtype="float32"),
+        "workload": Workload(batch_size=4, input_tokens=8, output_tokens=8),
+        "min_window_seconds": 0.05,
+    }
+    return BenchAssignment(**(fields | changes))
+
+
+def broken_engine(tmp_path, **fields):
+    """An engine which says what the fake says, but for the given fields of its last messages."""
+    source = engine_named("fake").driver.read_text()
+    patch = textwrap.dedent(f"""
+        CHANGES = {fields!r}
+        told = tell
+        def tell(**fields):
+            told(**(fields | {{key: value for key, value in CHANGES.items() if key in fields}}))
+        """)
+    driver = tmp_path / "driver.py"
+    driver.write_text(source.replace('if __name__ == "__main__":', patch + 'if __name__ == "__main__":'))
+    return Engine(name="fake", driver=driver)
+
+
+def last(messages):
+    *progress, end = messages
+    assert all(isinstance(message, Progress) for message in progress)
+    return end
+
+
+def test_an_observation_summarises_its_repeats(tmp_path):
+    observation = last(run_benchmark(bench(), agent="agent-1", work_directory=tmp_path))
+    assert isinstance(observation, ServingObservation)
+    rates = [repeat.output_tokens_per_second for repeat in observation.repeats]
+    assert len(set(rates)) == 3
+    assert observation.output_tokens_per_second.value == pytest.approx(statistics.mean(rates))
+    assert observation.total_tokens_per_second.value == pytest.approx(2 * statistics.mean(rates))
+    assert observation.coefficient_of_variation == pytest.approx(statistics.stdev(rates) / statistics.mean(rates))
+    assert observation.provenance.agent == "agent-1"
+    assert observation.provenance.hardware == "cpu-generic"
+
+
+def test_the_fake_engine_is_labelled_fake_everywhere(tmp_path):
+    observation = last(run_benchmark(bench(), agent="a", work_directory=tmp_path))
+    assert "fake" in observation.flags
+    assert observation.provenance.device == "fake"
+    assert observation.provenance.versions["engine"] == "fake"
+    assert observation.recipe.engine == "fake"
+    assert isinstance(observation.mean_running_sequences, NotMeasured)
+
+
+def test_interval_is_students():
+    measured = mean_with_interval([10.0, 11.0, 13.0], "tokens/s")
+    expected = stats.ttest_1samp([10.0, 11.0, 13.0], 0).confidence_interval(0.95)
+    assert measured.interval is not None
+    assert (measured.interval.low, measured.interval.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"num_output_tokens": 7}, "wrong-token-count"),
+        ({"logits_finite": False}, "nan"),
+        ({"window_seconds": 0.01}, "short"),
+        ({"device": {"kind": "gpu", "name": "NVIDIA H200", "memory_bytes": 1}}, "short"),
+    ],
+)
+def test_doubts_become_flags(tmp_path, fields, flag):
+    engine = broken_engine(tmp_path, **fields)
+    observation = last(run_benchmark(bench(), agent="a", work_directory=tmp_path, engine=engine))
+    assert flag in observation.flags
+
+
+def test_few_repeats_are_flagged_and_one_has_no_interval(tmp_path):
+    observation = last(run_benchmark(bench(num_repeats=1), agent="a", work_directory=tmp_path))
+    assert "too-few-repeats" in observation.flags
+    assert observation.output_tokens_per_second.interval is None
+
+
+def test_an_engine_that_built_another_model_is_a_validation_failure(tmp_path):
+    engine = broken_engine(tmp_path, num_total_parameters=5)
+    failure = last(run_benchmark(bench(), agent="a", work_directory=tmp_path, engine=engine))
+    assert isinstance(failure, Failure)
+    assert failure.failure_kind == "validation"
+    assert f"built 5 parameters, the architecture has {SHAPE.num_total_parameters}" in failure.message
+
+
+def test_a_crash_becomes_a_failure_of_the_assignment_with_its_log(tmp_path):
+    driver = tmp_path / "driver.py"
+    driver.write_text("raise SystemExit('no such device')")
+    assignment = bench()
+    failure = last(
+        run_benchmark(assignment, agent="a", work_directory=tmp_path, engine=Engine(name="fake", driver=driver))
+    )
+    assert isinstance(failure, Failure)
+    assert failure.assignment_id == assignment.id
+    assert failure.failure_kind == "engine-start"
+    assert failure.detail == "no such device"
+
+
+def test_closing_the_generator_ends_the_engine(tmp_path):
+    driver, pid_file = tmp_path / "driver.py", tmp_path / "pid"
+    driver.write_text(
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); print(flush=True); time.sleep(600)"
+    )
+    messages = run_benchmark(bench(), agent="a", work_directory=tmp_path, engine=Engine(name="fake", driver=driver))
+    assert isinstance(next(messages), Progress)
+    pid = int(pid_file.read_text())
+    assert running_members(pid) == [pid]
+    messages.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_engines_that_are_not_built_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="not built in this version"):
+        next(run_benchmark(bench("vllm"), agent="a", work_directory=tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_transformers_measures_a_shape_whose_heads_do_not_divide_its_width(tmp_path):
+    pytest.importorskip("transformers")
+    engine = engine_named("transformers")
+    # The driver alone, far from our packages: its interpreter need not have them.
+    alone = tmp_path / "alone" / "driver.py"
+    alone.parent.mkdir()
+    alone.write_bytes(engine.driver.read_bytes())
+    lone_engine = Engine(name="transformers", driver=alone, interpreter=sys.executable)
+    assignment = bench("transformers", num_repeats=1)
+    observation = last(run_benchmark(assignment, agent="a", work_directory=tmp_path, engine=lone_engine))
+    assert isinstance(observation, ServingObservation), observation
+    assert "wrong-token-count" not in observation.flags
+    assert "nan" not in observation.flags
+    assert observation.repeats[0].output_tokens_per_second > 0
+    assert observation.repeats[0].seconds >= 0.05
+    assert isinstance(observation.mean_running_sequences, Measured)
+    assert observation.mean_running_sequences.value == 4
+    assert observation.provenance.versions["config_sha256"] == SHAPE.content_hash()
+    assert {"torch", "transformers", "python", "archfleet"} <= observation.provenance.versions.keys()
+    assert json.loads((tmp_path / "config.json").read_text())["num_attention_heads"] == 12
