@@ -116,8 +116,8 @@ def _fit(N: Floats, D: Floats, L: Floats, delta: float) -> ChinchillaFit:
     if vanished:
         not_identified = tuple(sorted({*not_identified, *vanished}))
         messages.append(
-            f"At the minimum a term is zero, so {', '.join(vanished)} mean nothing: the losses are described as well "
-            "without it. Vary N and D over a wider range, and leave badly tuned runs out."
+            f"A term is zero at the minimum, so the fit says nothing of {', '.join(vanished)}: the losses are as "
+            "well described without it. Vary N and D over a wider range, and leave badly tuned runs out."
         )
     converged = reached >= 2 and flat
     if not converged:

@@ -49,8 +49,8 @@ __all__ = [
 Reference = Literal["joint", "best", "chinchilla"] | Mapping[tuple[float, float], float]
 _SAME_SHAPE = 0.05
 """Values of x (or r) within 5 % count as one: they cannot carry a curvature."""
-_ILL_CONDITIONED = 1e3
-_SINGULAR = 1e6
+_ILL_CONDITIONED = 50.0
+_SINGULAR = 1e3
 _SMALL_P = 0.05
 
 
@@ -184,7 +184,8 @@ def _fit(
         messages.append(error.message)
     x_opt, x_reason = _optimum("x", coefficients[:, :3], limits[0], x_values, setting)
     r_opt, r_reason = _optimum("r", coefficients[:, 3:], limits[1], r_values, setting)
-    condition = condition_number(design, theta)
+    # At a flat law: the product form's own curvature must not pass for evidence that x and r varied apart.
+    condition = condition_number(design, design.flat_start(points.loss[None])[0])
     if condition > _SINGULAR:
         x_opt, r_opt = None, None
         x_reason = r_reason = "x and r were not varied apart from each other: their optima cannot be told"
