@@ -140,7 +140,7 @@ def build_stdlib_corpus(
     origin = f"Python {platform.python_version()} standard library, core" if source is None else "text files"
     manifest = CorpusManifest(
         dtype=dtype,
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=vocab_size,
         end_of_text_id=tokenizer.token_to_id(END_OF_TEXT),
         tokenizer_sha256=put(blob_directory, _tokenizer_json(tokenizer)),
         shards=shards,
@@ -230,6 +230,11 @@ def _train_tokenizer(documents: Sequence[_Document], vocab_size: int) -> "Tokeni
         show_progress=False,
     )
     tokenizer.train_from_iterator((document.text for document in documents), trainer=trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise CorpusError(
+            f"there is too little text for a vocabulary of {vocab_size}: the BPE found {tokenizer.get_vocab_size()} "
+            "tokens; lower vocab_size or name a directory with more text"
+        )
     # A document that spells out the end-of-text mark must not end itself.
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -110,6 +110,7 @@ def permutation(length: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     library's shuffle this cannot change with the version of a library, and the order is part of a result.
     """
     stream = _splitmix64(_splitmix64(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
+    # Hashed again after the seed is mixed in: sorting by `key ^ seed` would only mirror blocks of one order.
     keys = _splitmix64(_splitmix64(np.arange(length, dtype=np.uint64)) ^ stream)
     return np.argsort(keys, kind="stable")
 

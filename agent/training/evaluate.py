@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
+from torch.nn import functional
 
 from agent.training.data import gather_windows
 from agent.training.model import Decoder
@@ -36,7 +36,7 @@ def window_losses(
         inputs, targets = gather_windows(tokens, offsets[first : first + batch], sequence_length)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits_BTV = model(inputs.to(device)).float()
-            losses_BT = F.cross_entropy(logits_BTV.transpose(1, 2), targets.to(device), reduction="none")
+            losses_BT = functional.cross_entropy(logits_BTV.transpose(1, 2), targets.to(device), reduction="none")
         yield losses_BT.double().mean(dim=1).tolist()
 
 

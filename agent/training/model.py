@@ -8,7 +8,7 @@ Initial weights: normal with standard deviation
     1 / sqrt(d)                             q, k, v, gate, up
     1 / sqrt(A) / sqrt(2L)                  output projection
     1 / sqrt(f) / sqrt(2L)                  down projection
-    0.5 / sqrt(d)                           embedding and head, see `EMBEDDING_GAIN`
+    EMBEDDING_GAIN / sqrt(d)                embedding and head
 
 Shapes: B sequences, T tokens, D hidden size d, H query heads, K key/value heads, C head_dim, A = H·C, F intermediate
 size f, V vocabulary, L layers.
@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from scaling.architecture import Architecture
 
@@ -31,7 +31,8 @@ NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
 EMBEDDING_GAIN = 1.0
 """Standard deviation of the logits of an untrained model: the final norm gives unit channels, so head weights of
-gain / sqrt(d) give logits of this size for every shape, and a first loss near ln V + gain² / 2."""
+gain / sqrt(d) give logits of this size for every shape, and a first loss near ln V + gain² / 2. Measured at 0.1 M and
+0.3 M tokens: gains of 0.16, 0.5 and 1 give ever lower losses (0.3 nats between 0.5 and 1), 2 gives no more, 4 diverges."""
 
 
 class Decoder(nn.Module):
@@ -52,12 +53,12 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of the next token at every position."""
-        x_BTD = F.embedding(tokens_BT, self.embedding)
+        x_BTD = functional.embedding(tokens_BT, self.embedding)
         rotation = self.rotation[: tokens_BT.shape[1]]
         for block in self.blocks:
             x_BTD = block(x_BTD, rotation)
         x_BTD = rms_norm(x_BTD, self.norm)
-        return F.linear(x_BTD, self.embedding if self.head is None else self.head)
+        return functional.linear(x_BTD, self.embedding if self.head is None else self.head)
 
 
 class Block(nn.Module):
@@ -79,23 +80,23 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
         """The layer's output, of the input's shape (B, T, D)."""
         x_BTD = x_BTD + self._attention(rms_norm(x_BTD, self.attention_norm), rotation)
-        gate_BTF, up_BTF = F.linear(rms_norm(x_BTD, self.mlp_norm), self.gate_up).chunk(2, dim=-1)
-        return x_BTD + F.linear(F.silu(gate_BTF) * up_BTF, self.down)
+        gate_BTF, up_BTF = functional.linear(rms_norm(x_BTD, self.mlp_norm), self.gate_up).chunk(2, dim=-1)
+        return x_BTD + functional.linear(functional.silu(gate_BTF) * up_BTF, self.down)
 
     def _attention(self, x_BTD: Tensor, rotation: Tensor) -> Tensor:
         B, T, _ = x_BTD.shape
         H, K = self.num_heads, self.num_kv_heads
-        qkv = F.linear(x_BTD, self.qkv).view(B, T, H + 2 * K, self.head_dim)
+        qkv = functional.linear(x_BTD, self.qkv).view(B, T, H + 2 * K, self.head_dim)
         qk = rotate(qkv[:, :, : H + K], rotation).transpose(1, 2)
         q, k = qk[:, :H], qk[:, H:]
         v = qkv[:, :, H + K :].transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
-        return F.linear(mixed.transpose(1, 2).reshape(B, T, H * self.head_dim), self.output)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+        return functional.linear(mixed.transpose(1, 2).reshape(B, T, H * self.head_dim), self.output)
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     """x / sqrt(mean(x²) + eps) · gain, over the last axis."""
-    return F.rms_norm(x, (x.shape[-1],), gain, NORM_EPS)
+    return functional.rms_norm(x, (x.shape[-1],), gain, NORM_EPS)
 
 
 def rotary_table(max_sequence_length: int, head_dim: int) -> Tensor:
@@ -186,13 +187,13 @@ _COUNT_GROUPS = {
 def to_hf_state_dict(model: Decoder) -> dict[str, Tensor]:
     """The weights under the names of transformers' LlamaForCausalLM, for `Architecture.to_hf_config`."""
     a = model.architecture
-    state = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
+    state: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
     state["lm_head.weight"] = model.embedding if model.head is None else model.head
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         q, k, v = torch.split(block.qkv, [a.query_width, a.key_value_width, a.key_value_width])
         gate, up = block.gate_up.chunk(2)
-        matrices = {
+        matrices: dict[str, Tensor] = {
             "input_layernorm": block.attention_norm,
             "self_attn.q_proj": q,
             "self_attn.k_proj": k,

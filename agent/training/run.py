@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache
@@ -183,7 +183,7 @@ class Trainer:
     def _loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(inputs_BT)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets_BT.flatten())
+        return functional.cross_entropy(logits.flatten(0, 1).float(), targets_BT.flatten())
 
     def _add_curve_point(self) -> None:
         self.state = self.state.model_copy(update={"curve": (*self.state.curve, self.point())})

@@ -1,0 +1,46 @@
+import pytest
+
+from agent.device import (
+    CPU_PROFILE_ID,
+    UNKNOWN_PROFILE_ID,
+    describe_device,
+    make_provenance,
+    parse_gpu_line,
+    probe_tokens_per_second,
+)
+from scaling.architecture import Architecture
+
+
+def test_the_cpu_is_described_by_name_and_has_the_generic_profile() -> None:
+    device = describe_device(on_gpu=False)
+    assert device.hardware == CPU_PROFILE_ID
+    assert device.name
+
+
+def test_a_gpu_is_matched_to_its_sheet_by_name_and_memory() -> None:
+    device = parse_gpu_line("NVIDIA H200, 143771, 700.00\nNVIDIA H200, 143771, 700.00\n")
+    assert device is not None
+    assert (device.name, device.hardware) == ("NVIDIA H200", "h200")
+
+
+@pytest.mark.parametrize("answer", ["NVIDIA Something New, 1234, 55.0", "NVIDIA H200, [N/A], [N/A]"])
+def test_a_gpu_without_a_sheet_is_unknown_and_not_guessed(answer: str) -> None:
+    device = parse_gpu_line(answer)
+    assert device is not None
+    assert device.hardware == UNKNOWN_PROFILE_ID
+
+
+@pytest.mark.parametrize("answer", ["", "\n", "No devices were found"])
+def test_no_gpu_is_no_device(answer: str) -> None:
+    assert parse_gpu_line(answer) is None
+
+
+def test_provenance_names_the_versions_that_change_numbers() -> None:
+    provenance = make_provenance(agent="a-1", started_at_unix=5.0, seconds=2.0, on_gpu=False)
+    assert {"python", "platform", "archfleet", "torch"} <= provenance.versions.keys()
+    assert (provenance.agent, provenance.started_at_unix, provenance.seconds) == ("a-1", 5.0, 2.0)
+
+
+def test_the_probe_trains_for_real_and_a_larger_model_is_slower(small_architecture: Architecture) -> None:
+    larger = small_architecture.model_copy(update={"hidden_size": 256, "intermediate_size": 1024})
+    assert probe_tokens_per_second(small_architecture, 0.3) > 1.5 * probe_tokens_per_second(larger, 0.3) > 0
