@@ -77,3 +77,7 @@ def test_a_device_that_is_not_certainly_a_sheet_matches_none(name, mib, power_wa
 
 def test_a_power_capped_board_is_still_that_board():
     assert match_device("NVIDIA H200", 143156 * 2**20, 500.0) == "h200"
+
+
+def test_a_device_that_does_not_tell_its_memory_matches_none():
+    assert match_device("NVIDIA H200", None) is None
