@@ -278,6 +278,7 @@ def _train(
         recipe=recipe,
         corpus_id=state.corpus_id,
         num_eval_windows=state.study.corpus.num_eval_windows,
+        checkpoint_every_seconds=state.study.budget.checkpoint_every_seconds,
     )
     return PlannedTrial(role=role, reason=reason, assignment=assignment)
 

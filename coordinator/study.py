@@ -7,9 +7,9 @@ and how much it may cost. Everything else is derived.
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from coordinator.errors import StudyError
 from hwprofiles.value import Value
@@ -53,7 +53,7 @@ class TrainingSpec(Value):
     warmup_fraction: float = Field(0.02, ge=0, lt=1)
     decay_fraction: float = Field(0.3, gt=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
-    order_seed: int = 0
+    order_seed: NonNegativeInt = 0
 
 
 class ReferenceSpec(Value):
@@ -112,6 +112,8 @@ class BudgetSpec(Value):
 
     wall_minutes: PositiveFloat
     max_agents: PositiveInt = 64
+    checkpoint_every_seconds: PositiveFloat = 10.0
+    """At most this much training is lost when an agent or the coordinator is killed."""
     min_token_scale: float = Field(0.2, gt=0, le=1)
     """Below this share of the wanted tokens the study refuses to start: its losses would mean nothing."""
 
@@ -165,7 +167,7 @@ def read_study(name_or_path: str) -> StudySpec:
         raise StudyError(f"{path} has {path.stat().st_size:,} bytes; a study file has at most {MAX_STUDY_BYTES:,}.")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StudyError(f"{path} is not TOML: {error}.\nSee {shipped['laptop']} for a working study.") from None
     return parse_study(table, source=str(path))
 
@@ -187,7 +189,7 @@ def _sentence(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "the study"
     match problem["type"]:
         case "extra_forbidden":
-            return f"  {place}: unknown key (misspelt?); given {problem['input']!r}{_did_you_mean(problem['loc'])}"
+            return f"  {place}: unknown key (misspelt?); given {problem['input']!r:.80}{_did_you_mean(problem['loc'])}"
         case "missing":
             return f"  {place}: missing"
         case _:
@@ -199,7 +201,10 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
 
     model: Any = StudySpec
     for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
+        if isinstance(part, int):  # an element of a tuple[Model, ...]
+            model = get_args(model)[0]
+        else:
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field else None
     close = difflib.get_close_matches(str(location[-1]), list(getattr(model, "model_fields", {})), n=1)
     return f". Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,115 @@
+"""The quick study through real Ray, real training and the real transformers engine, as a user runs it."""
+
+import csv
+import json
+import re
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coordinator.record import RunRecord, read_record
+from coordinator.status import read_status
+
+pytestmark = [pytest.mark.fleet, pytest.mark.slow]
+
+
+@pytest.fixture(scope="session")
+def quick(shared_workplace: Any) -> dict[str, Any]:
+    """One quick run; its metrics were scraped and its status read while it ran."""
+    command = shared_workplace.start("run", "--quick", "--metrics-port", "0")
+    shared_workplace.wait_for(
+        lambda place: any(trial.state == "succeeded" for trial in place.trials().values()), command, timeout_seconds=120
+    )
+    status = read_status(shared_workplace.run_directory)
+    with urllib.request.urlopen(status["metrics_url"]) as answer:
+        scrape = answer.read().decode()
+    log = command.finish(400)
+    assert command.process.returncode == 0, log
+    return {
+        "log": log,
+        "status": status,
+        "scrape": scrape,
+        "directory": shared_workplace.run_directory,
+        "record": read_record(shared_workplace.run_directory),
+    }
+
+
+def test_every_stage_ran_and_every_trial_succeeded(quick: dict[str, Any]) -> None:
+    record: RunRecord = quick["record"]
+    assert [plan.stage for plan in record.plans] == ["first-round", "round-1", "round-2", "serving", "check", "verdict"]
+    assert {trial.state for trial in record.trials} == {"succeeded"}
+    assert record.state == "finished"
+
+
+def test_report_numbers_come_from_the_store(quick: dict[str, Any]) -> None:
+    report = (quick["directory"] / "report.html").read_text()
+    record: RunRecord = quick["record"]
+    for run in record.training.values():
+        assert f"{run.loss:.4f}" in report
+    for bench in record.serving.values():
+        assert f"{bench.output_tokens_per_second.value:,.0f}" in report
+    assert record.recommendation is not None
+    assert record.recommendation.recommended.label in report
+
+
+def test_report_asks_nothing_of_the_network(quick: dict[str, Any]) -> None:
+    report = (quick["directory"] / "report.html").read_text()
+    references = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)["']|url\(([^)]+)\)|@import""", report)
+    assert all((a or b).startswith(("#", "data:")) for a, b in references)
+
+
+def test_metrics_are_valid_and_agree_with_the_status_while_it_runs(quick: dict[str, Any]) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(quick["scrape"])}
+    for name in ("archfleet_build_info", "archfleet_agents", "archfleet_trials_running", "archfleet_store_bytes"):
+        assert name.removesuffix("_info") in families or name in families
+    succeeded = [
+        sample.value
+        for sample in families["archfleet_trials_finished"].samples
+        if sample.labels == {"phase": "train", "outcome": "succeeded"}
+    ]
+    assert succeeded[0] >= 1
+    assert quick["status"]["state"] == "running"
+
+
+def test_recommendation_file_is_the_stored_recommendation(quick: dict[str, Any]) -> None:
+    stored = quick["record"].recommendation
+    assert json.loads((quick["directory"] / "recommendation.json").read_text()) == stored.model_dump(mode="json")
+
+
+def test_exported_configs_build_in_transformers_with_exactly_the_counted_parameters(quick: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from scaling.architecture import Architecture
+
+    configs = sorted((quick["directory"] / "architectures").glob("*/config.json"))
+    assert {path.parent.name for path in configs} >= {"recommended", "baseline"}
+    for path in configs:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+        counted = Architecture.from_hf_config(json.loads(path.read_text()))
+        assert sum(p.numel() for p in model.parameters()) == counted.num_total_parameters
+
+
+def test_table_holds_every_trial(quick: dict[str, Any]) -> None:
+    with (quick["directory"] / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    record: RunRecord = quick["record"]
+    assert [row["trial_id"] for row in rows] == [trial.trial_id for trial in record.trials]
+    losses = {row["trial_id"]: float(row["loss"]) for row in rows if row["loss"]}
+    assert losses == {name: pytest.approx(run.loss, abs=1e-6) for name, run in record.training.items()}
+
+
+def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any]) -> None:
+    from conftest import processes_of  # type: ignore[import-not-found]
+
+    directory: Path = quick["directory"]
+    assert not processes_of(directory)
+    assert not (directory / "agents" / "ray-session.json").exists()
+
+
+def test_says_where_the_report_is(quick: dict[str, Any]) -> None:
+    assert str(Path("runs") / quick["directory"].name / "report.html") in quick["log"]
