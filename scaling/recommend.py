@@ -36,7 +36,10 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Loss of one shape minus that of another in nats per token, paired: "tie" where the interval includes 0."""
+    """Loss of one shape minus that of another in nats per token, paired: "tie" where the interval includes 0.
+
+    The interval holds for all candidates at once, since those compared were picked for their prediction.
+    """
 
     difference: float
     low: float
@@ -159,9 +162,20 @@ def recommend(
 
 
 def _compare(loss: Prediction, draws: Floats, index: int, other: int, level: float) -> Comparison:
-    difference = float(loss.mean[index] - loss.mean[other])
-    low, high = np.quantile(draws[:, index] - draws[:, other], [(1 - level) / 2, (1 + level) / 2])
-    low, high = min(float(low), difference), max(float(high), difference)
+    """Loss of `index` minus loss of `other`, with an interval that holds for all candidates at once.
+
+    The shape that is compared was chosen for looking best, so an interval for one fixed pair would call it better far
+    too often: the half width is q · sd of the paired difference, where q is the `level` quantile over replicates of
+    the largest standardised deviation of any candidate's difference from `other`.
+    """
+    estimate = loss.mean - loss.mean[other]
+    deviation = draws - draws[:, [other]] - estimate
+    sd = np.sqrt((deviation**2).mean(axis=0))
+    # Shapes with the same x and r as `other` differ from it by rounding alone.
+    distinct = sd > 1e-9 * np.abs(loss.mean[other])
+    critical = np.quantile((np.abs(deviation[:, distinct]) / sd[distinct]).max(axis=1, initial=0.0), level)
+    difference, half = float(estimate[index]), float(critical * sd[index])
+    low, high = difference - half, difference + half
     verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "tie"
     return Comparison(difference=difference, low=low, high=high, level=level, verdict=verdict)
 
