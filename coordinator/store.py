@@ -224,7 +224,9 @@ class Store(StoreReader):
         try:
             run_directory.mkdir(parents=True)
         except FileExistsError:
-            raise StoreError(f"{run_directory} exists already; give another --run-dir, or resume it.") from None
+            raise StoreError(
+                f"{run_directory} exists already; resume it, or give another place with --runs DIR."
+            ) from None
         except OSError as error:
             raise StoreError(_cannot_write(run_directory, error)) from None
         try:
@@ -289,10 +291,12 @@ class Store(StoreReader):
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # A full disk makes SQLite roll back by itself; a refused COMMIT leaves the transaction open.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def probe_commit(self) -> None:
         """Commit a harmless row: proof that the store can be written."""
@@ -365,22 +369,27 @@ class Store(StoreReader):
                 "INSERT INTO observations (trial_id, epoch, kind, record, unix) VALUES (?, ?, ?, ?, ?)",
                 (trial_id, epoch, record.kind, record.model_dump_json(), now_unix),
             )
-            self._connection.execute(
+            cursor = self._connection.execute(
                 "UPDATE trials SET state = ?, ended_unix = CASE WHEN ? = 'queued' THEN NULL ELSE ? END, "
-                "spent_seconds = spent_seconds + (? - leased_unix), "
+                "spent_seconds = spent_seconds + max(0, ? - leased_unix), "
                 "agent = CASE WHEN ? = 'queued' THEN NULL ELSE agent END, "
                 "done_fraction = CASE WHEN ? = 'succeeded' THEN 1 ELSE done_fraction END, lease_expires_unix = NULL "
-                "WHERE trial_id = ? AND epoch = ?",
+                "WHERE trial_id = ? AND epoch = ? AND state = 'running'",
                 (state, state, now_unix, now_unix, state, state, trial_id, epoch),
             )
+            assert cursor.rowcount == 1, f"{trial_id}: not running under epoch {epoch}; dispatch fences such reports"
 
     def requeue_running(self, *, now_unix: float) -> list[str]:
-        """At a restart: whatever was leased goes back to the front of the queue. Returns the ids."""
+        """At a restart: whatever was leased goes back to the front of the queue. Returns the ids.
+
+        Time after a lease's end was nobody's: the coordinator may have been down for days.
+        """
         with self._transaction():
             rows = self._connection.execute("SELECT trial_id FROM trials WHERE state = 'running'").fetchall()
             self._connection.execute(
                 "UPDATE trials SET state = 'queued', agent = NULL, lease_expires_unix = NULL, "
-                "spent_seconds = spent_seconds + max(0, ? - leased_unix) WHERE state = 'running'",
+                "spent_seconds = spent_seconds + max(0, min(?, lease_expires_unix) - leased_unix) "
+                "WHERE state = 'running'",
                 (now_unix,),
             )
             self._connection.execute("UPDATE agents SET state = 'lost'")
@@ -468,7 +477,7 @@ def _take_lock(run_directory: Path) -> int:
         os.close(lock)
         raise StoreError(
             f"another coordinator (process {holder}) holds {run_directory}.\n"
-            "Watch it with `archfleet status`, stop it, or give another --run-dir."
+            "Watch it with `archfleet status`, stop it, or start a run beside it with `archfleet run --new`."
         ) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)

@@ -1,0 +1,364 @@
+"""The store: one writer, rising epochs, one result a trial, and nothing acknowledged is ever lost."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coordinator.errors import StoreError
+from coordinator.plan import Plan
+from coordinator.store import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, Store, StoreReader
+from scaling.observations import Progress
+
+
+@pytest.fixture
+def trial(driver) -> str:
+    """The first trial of a planned study."""
+    driver.plan()
+    return driver.queued()[0]
+
+
+def row_of(store: StoreReader, trial_id: str):
+    return next(row for row in store.trials() if row.trial_id == trial_id)
+
+
+def run_sql(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+# Creating, opening, refusing
+
+
+def test_a_created_run_reads_back_its_study(store: Store, study) -> None:
+    with StoreReader.open(store.run_directory) as reader:
+        assert reader.study() == study
+        assert reader.meta("state") == "running"
+        assert reader.trials() == []
+
+
+def test_a_resumed_run_knows_everything(store: Store, study) -> None:
+    store.set_meta("corpus_id", "abc")
+    store.close()
+    with Store.resume(store.run_directory) as resumed:
+        assert resumed.study() == study
+        assert resumed.meta("corpus_id") == "abc"
+    store._lock = os.open(store.run_directory / LOCK_NAME, os.O_RDONLY)  # what the fixture closes again
+
+
+def test_writes_go_through_a_write_ahead_log_and_are_synced_at_every_commit(store: Store) -> None:
+    full = 2
+    assert store._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert store._connection.execute("PRAGMA synchronous").fetchone()[0] == full
+    assert store._connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+
+
+def test_an_existing_directory_is_not_overwritten(store: Store, study) -> None:
+    with pytest.raises(StoreError, match="exists already"):
+        Store.create(store.run_directory, study, now_unix=0)
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_pid(store: Store) -> None:
+    with pytest.raises(StoreError, match=f"process {os.getpid()}"):
+        Store.resume(store.run_directory)
+
+
+def test_the_lock_is_free_again_after_closing(run_copy: Path) -> None:
+    Store.resume(run_copy).close()
+    Store.resume(run_copy).close()
+
+
+def test_a_newer_schema_is_refused_by_reader_and_writer(run_copy: Path) -> None:
+    run_sql(run_copy / FILE_NAME, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    for open_run in (StoreReader.open, Store.resume):
+        with pytest.raises(StoreError, match=r"newer archfleet.*\n.*--new"):
+            open_run(run_copy)
+
+
+def test_a_half_made_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).touch()
+    with pytest.raises(StoreError, match="never completely set up"):
+        Store.resume(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"no database at all, but long enough to look" * 100)
+    with pytest.raises(StoreError, match="cannot be read as a store"):
+        Store.resume(tmp_path)
+
+
+def test_a_directory_without_a_store_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no run directory.*archfleet run"):
+        StoreReader.open(tmp_path)
+
+
+def test_a_parent_that_is_a_file_is_refused(tmp_path: Path, study) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StoreError, match=r"cannot write to .*\n.*--runs DIR"):
+        Store.create(tmp_path / "runs" / "quick-1", study, now_unix=0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only directories")
+def test_a_read_only_directory_is_refused(tmp_path: Path, study) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="cannot write to"):
+            Store.create(tmp_path / "quick-1", study, now_unix=0)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_run_that_cannot_be_set_up_leaves_nothing(tmp_path: Path, study, monkeypatch) -> None:
+    monkeypatch.setattr("coordinator.store._TABLES", "CREATE nonsense")
+    with pytest.raises(StoreError):
+        Store.create(tmp_path / "quick-1", study, now_unix=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_name_only_options_that_exist(store: Store, study) -> None:
+    from coordinator.cli import run
+
+    known = {option for parameter in run.params for option in parameter.opts}
+    messages = []
+    for attempt in (
+        lambda: Store.resume(store.run_directory),
+        lambda: Store.create(store.run_directory, study, now_unix=0),
+    ):
+        with pytest.raises(StoreError) as caught:
+            attempt()
+        messages.append(str(caught.value))
+    named = {word.strip(".,;`") for message in messages for word in message.split() if word.startswith("--")}
+    assert named <= known
+
+
+# Trials, leases, results
+
+
+def test_a_plan_queues_its_trials_in_order(driver) -> None:
+    driver.plan()
+    planned = driver.store.plans()[0].trials
+    assert [row.trial_id for row in driver.store.trials()] == [trial.trial_id for trial in planned]
+
+
+def test_a_known_trial_is_not_queued_again(driver, trial: str) -> None:
+    planned = row_of(driver.store, trial).planned
+    assert driver.store.add_plan(Plan(stage="again", trials=(planned,)), now_unix=0) == []
+
+
+def test_a_stage_is_planned_once(driver, trial: str) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        driver.store.add_plan(Plan(stage="first-round", trials=()), now_unix=0)
+
+
+def test_epochs_must_rise(driver, trial: str) -> None:
+    epoch = driver.lease(trial)
+    with pytest.raises(AssertionError, match="does not rise"):
+        driver.store.lease(trial, agent="b", hardware="cpu-generic", epoch=epoch, now_unix=0, expires_unix=1)
+
+
+def test_an_ended_trial_is_not_leased_again(driver, trial: str) -> None:
+    driver.run_trial(trial)
+    with pytest.raises(AssertionError, match="has ended"):
+        driver.lease(trial)
+
+
+def test_a_result_ends_its_trial(driver, trial: str) -> None:
+    driver.run_trial(trial)
+    row = row_of(driver.store, trial)
+    assert (row.state, row.done_fraction, row.attempts, row.ended_unix) == ("succeeded", 1, 1, driver.now)
+    assert row.spent_seconds == 2
+
+
+def test_a_trial_has_one_result(driver, trial: str, world) -> None:
+    driver.run_trial(trial)
+    result = driver.store.observations()[0]
+    for epoch in (1, 2):
+        with pytest.raises((sqlite3.IntegrityError, AssertionError)):
+            driver.store.record_result(trial, epoch, result, now_unix=0)
+    assert driver.store.observations() == [result]
+
+
+def test_a_result_under_an_old_epoch_is_not_stored(driver, trial: str, world) -> None:
+    old = driver.lease(trial)
+    driver.lease(trial)
+    result = world.observe(row_of(driver.store, trial).planned.assignment)
+    with pytest.raises(AssertionError, match="epoch"):
+        driver.store.record_result(trial, old, result, now_unix=0)
+    assert driver.store.observations() == []
+
+
+def test_a_result_of_an_unknown_trial_is_not_stored(driver, trial: str, world) -> None:
+    result = world.observe(row_of(driver.store, trial).planned.assignment)
+    with pytest.raises((sqlite3.IntegrityError, AssertionError)):
+        driver.store.record_result("train-unknown", 1, result, now_unix=0)
+    assert driver.store.observations() == []
+
+
+def test_failure_then_retry_then_success(driver, trial: str) -> None:
+    driver.fail_trial(trial, "timeout", final=False)
+    after_failure = row_of(driver.store, trial)
+    assert (after_failure.state, after_failure.agent, after_failure.ended_unix) == ("queued", None, None)
+    driver.run_trial(trial)
+    row = row_of(driver.store, trial)
+    assert (row.state, row.attempts, row.epoch, row.spent_seconds) == ("succeeded", 2, 2, 4)
+    assert [record.kind for record in driver.store.observations()] == ["failure", "training"]
+
+
+def test_a_final_failure_ends_the_trial(driver, trial: str) -> None:
+    driver.fail_trial(trial)
+    assert row_of(driver.store, trial).state == "failed"
+
+
+def test_queue_wait_counts_to_the_first_lease(driver, trial: str) -> None:
+    driver.fail_trial(trial, "timeout", final=False)
+    first = row_of(driver.store, trial).first_leased_unix
+    driver.lease(trial)
+    row = row_of(driver.store, trial)
+    assert row.first_leased_unix == first < row.leased_unix
+
+
+def test_progress_is_noted(driver, trial: str) -> None:
+    driver.lease(trial)
+    driver.store.record_progress(trial, Progress(assignment_id=trial, done_fraction=0.4), expires_unix=driver.now + 60)
+    assert row_of(driver.store, trial).done_fraction == 0.4
+
+
+def test_running_trials_are_queued_again_at_a_restart_and_keep_epoch_and_progress(driver, trial: str) -> None:
+    epoch = driver.lease(trial)
+    driver.store.record_progress(trial, Progress(assignment_id=trial, done_fraction=0.4), expires_unix=driver.now + 60)
+    assert driver.store.requeue_running(now_unix=driver.now + 10) == [trial]
+    row = row_of(driver.store, trial)
+    assert (row.state, row.epoch, row.done_fraction, row.agent) == ("queued", epoch, 0.4, None)
+    assert row.spent_seconds == 10
+
+
+def test_time_in_which_no_coordinator_ran_is_not_spent(driver, trial: str) -> None:
+    driver.lease(trial)
+    driver.store.requeue_running(now_unix=driver.now + 86_400)
+    assert row_of(driver.store, trial).spent_seconds <= 60  # the lease it was last known to hold
+
+
+def test_a_wall_clock_set_back_spends_nothing(driver, trial: str, world) -> None:
+    epoch = driver.lease(trial)
+    result = world.observe(row_of(driver.store, trial).planned.assignment)
+    driver.store.record_result(trial, epoch, result, now_unix=driver.now - 3600)
+    assert row_of(driver.store, trial).spent_seconds == 0
+
+
+def test_agents_are_lost_at_a_restart(driver) -> None:
+    driver.store.requeue_running(now_unix=0)
+    assert [agent.state for agent in driver.store.agents()] == ["lost"]
+
+
+def test_observations_read_back_equal(driver, world) -> None:
+    while "serving" not in driver.state().stages:
+        driver.run_queue()
+        driver.plan()
+    driver.run_queue()
+    expected = [world.observe(row.planned.assignment) for row in driver.store.trials() if row.state == "succeeded"]
+    assert driver.store.observations() == expected
+
+
+def test_counters_add_up(store: Store) -> None:
+    store.count("leases_expired")
+    store.count("leases_expired", 2)
+    assert store.counters() == {"leases_expired": 3}
+
+
+def test_rejections_are_kept(store: Store) -> None:
+    store.reject("train-1", epoch=3, agent="a", reason="fenced", now_unix=1)
+    assert store.rejections() == [("fenced", "train-1", 3, "a")]
+
+
+def test_the_newest_fit_and_recommendation_are_read(store: Store) -> None:
+    for number in (1, 2):
+        store.add_fit(num_points=number, outcome="ok", seconds=0.1, record={"n": number}, now_unix=number)
+        store.add_recommendation({"n": number}, now_unix=number)
+    assert store.last_fit().record == {"n": 2}
+    assert store.recommendation() == {"n": 2}
+    assert len(store.fit_history()) == 2
+
+
+def test_numbers_that_are_not_finite_are_not_stored(store: Store) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.add_recommendation({"n": float("nan")}, now_unix=0)
+
+
+# Trouble with the disk, and sudden death
+
+
+def test_a_full_disk_is_told_and_the_store_goes_on_when_there_is_room_again(driver, trial: str) -> None:
+    connection = driver.store._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        driver.store.set_meta("big", "x" * 1_000_000)
+    connection.execute("PRAGMA max_page_count = 1000000")
+    driver.run_trial(trial)
+    assert row_of(driver.store, trial).state == "succeeded"
+
+
+def test_a_failed_commit_leaves_no_open_transaction(store: Store) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        insert_an_orphan_that_only_the_commit_refuses(store)
+    store.set_meta("after", "fine")
+    assert store.meta("after") == "fine"
+    assert store.observations() == []
+
+
+def insert_an_orphan_that_only_the_commit_refuses(store: Store) -> None:
+    with store._transaction():
+        store._connection.execute("PRAGMA defer_foreign_keys = ON")
+        store._connection.execute(
+            "INSERT INTO observations (trial_id, epoch, kind, record, unix) VALUES ('none', 1, 'x', '{}', 0)"
+        )
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from coordinator.store import Store
+
+with Store.resume(Path(sys.argv[1])) as store:
+    done = len(store.counters())
+    while True:
+        done += 1
+        store.count(f"result-{done}")
+        print(done, flush=True)
+"""
+
+
+def test_acknowledged_rows_survive_kill_9(store: Store) -> None:
+    directory = store.run_directory
+    shutil.copytree(directory, directory.with_name("killed"), ignore=shutil.ignore_patterns("*-shm", LOCK_NAME))
+    directory = directory.with_name("killed")
+    source = random.Random(20260101)
+    acknowledged = 0
+    for _ in range(10):
+        acknowledged = max(
+            acknowledged, last_acknowledged_before_a_kill(directory, after_seconds=source.uniform(0, 0.1))
+        )
+        with Store.resume(directory) as reopened:
+            assert set(reopened.counters()) >= {f"result-{number}" for number in range(1, acknowledged + 1)}
+            assert reopened._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert acknowledged >= 10
+
+
+def last_acknowledged_before_a_kill(directory: Path, *, after_seconds: float) -> int:
+    """Start a writer, kill it some time after its first acknowledgement, and return its last one."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = int(process.stdout.readline())
+        time.sleep(after_seconds)
+        process.send_signal(signal.SIGKILL)
+        numbers = [int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    return max([first, *numbers])
