@@ -1,6 +1,7 @@
 """The legal shapes of a study at each of its sizes: the space, its centre, the baseline; and whether there are any."""
 
 import numpy as np
+from pydantic import ValidationError
 
 from coordinator.analysis import same_size
 from coordinator.errors import StudyError
@@ -79,6 +80,9 @@ def check_feasible(study: StudySpec) -> None:
         baseline_at(study)
         for hardware in study.serving.predict_hardware:
             load_profile(hardware)
+    except ValidationError as error:
+        sentences = "; ".join(problem["msg"] for problem in error.errors())
+        raise StudyError(f"study {study.name!r} cannot be run: {sentences}.\nCorrect [space] in its file.") from None
     except ValueError as error:
         raise StudyError(f"study {study.name!r} cannot be run: {error}") from None
     if same_size(study.fit.num_parameters, study.target.num_parameters):

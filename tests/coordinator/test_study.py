@@ -1,0 +1,198 @@
+"""Study files: what is shipped runs, and every mistake gets one message with what was given and what to do."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.errors import StudyError
+from coordinator.shapes import baseline_at, candidates_at, centre_shape, check_feasible
+from coordinator.study import MAX_STUDY_BYTES, parse_study, read_study, shipped_studies
+
+
+@pytest.fixture
+def table() -> dict[str, Any]:
+    return tomllib.loads(shipped_studies()["quick"].read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path):
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def refusal(table: dict[str, Any]) -> str:
+    with pytest.raises(StudyError) as caught:
+        check_feasible(parse_study(table, source="mine.toml"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["laptop", "quick"])
+def test_shipped_study_is_valid_feasible_and_named_like_its_file(name: str) -> None:
+    study = read_study(name)
+    check_feasible(study)
+    assert study.name == name
+
+
+@pytest.mark.parametrize("name", ["laptop", "quick"])
+def test_shipped_space_has_a_shape_for_every_run_of_the_first_round(name: str) -> None:
+    study = read_study(name)
+    assert len(candidates_at(study, study.fit.num_parameters)) >= study.fit.num_space_shapes
+    assert all(len(candidates_at(study, c.num_parameters)) >= c.num_shapes for c in study.reference)
+
+
+@pytest.mark.parametrize("name", ["laptop", "quick"])
+def test_shipped_baseline_can_be_compared_with_its_candidates(name: str) -> None:
+    study = read_study(name)
+    baseline = baseline_at(study)
+    candidates_at(study, study.target.num_parameters).including(baseline)
+    assert abs(baseline.num_parameters / study.target.num_parameters - 1) <= study.space.tolerance
+
+
+def test_centre_lies_within_both_flanks(study) -> None:
+    centre = centre_shape(study, study.fit.num_parameters)
+    assert study.space.x_min < centre.width_ratio < study.space.x_max
+    assert study.space.r_min < centre.mlp_attention_ratio < study.space.r_max
+
+
+def test_study_read_from_a_path_is_the_shipped_one(study_file) -> None:
+    assert read_study(study_file(shipped_studies()["quick"].read_bytes())) == read_study("quick")
+
+
+def test_study_survives_its_own_json(study) -> None:
+    assert type(study).model_validate_json(study.model_dump_json()) == study
+
+
+def test_misspelt_key_is_named_with_what_was_probably_meant(table) -> None:
+    table["fit"]["num_round"] = 3
+    message = refusal(table)
+    assert "fit.num_round" in message
+    assert "num_rounds" in message
+    assert "mine.toml" in message
+
+
+def test_misspelt_key_in_a_list_of_tables_is_named_with_what_was_probably_meant(table) -> None:
+    table["reference"][0]["num_shape"] = 2
+    assert "Did you mean 'num_shapes'?" in refusal(table)
+
+
+def test_misspelt_table_is_not_printed_whole(table) -> None:
+    table["extras"] = {"words": "x" * 10_000}
+    assert len(refusal(table)) < 1_000
+
+
+def test_wrong_type_is_named_with_what_was_given(table) -> None:
+    table["fit"]["num_parameters"] = "many"
+    message = refusal(table)
+    assert "fit.num_parameters" in message
+    assert "'many'" in message
+
+
+def test_missing_key_is_named(table) -> None:
+    del table["target"]["num_parameters"]
+    assert "target.num_parameters: missing" in refusal(table)
+
+
+def test_all_mistakes_are_told_at_once(table) -> None:
+    table["fit"]["num_parameters"] = -1
+    table["budget"]["wall_minutes"] = "ten"
+    message = refusal(table)
+    assert "fit.num_parameters" in message
+    assert "budget.wall_minutes" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_budget_must_be_a_finite_number(table, value: float) -> None:
+    table["budget"]["wall_minutes"] = value
+    assert "budget.wall_minutes" in refusal(table)
+
+
+def test_batches_must_hold_whole_sequences(table) -> None:
+    table["training"]["batch_tokens"] = 500
+    message = refusal(table)
+    assert "500" in message
+    assert "128" in message
+
+
+def test_negative_order_seed_is_refused_before_anything_is_planned(table) -> None:
+    table["training"]["order_seed"] = -1
+    assert "training.order_seed" in refusal(table)
+
+
+def test_a_file_that_is_not_toml_is_refused_with_the_line(study_file) -> None:
+    with pytest.raises(StudyError, match=r"mine\.toml is not TOML: .*line 2.*\n.*laptop"):
+        read_study(study_file("a = 1\nb = = 2\n"))
+
+
+def test_bytes_that_are_no_text_are_refused(study_file) -> None:
+    with pytest.raises(StudyError, match="is not TOML"):
+        read_study(study_file(b"\xff\xfe\x00binary"))
+
+
+def test_deeply_nested_file_is_refused(study_file) -> None:
+    with pytest.raises(StudyError, match="is not TOML"):
+        read_study(study_file("a = " + "[" * 100_000))
+
+
+def test_huge_file_is_refused_unread(study_file) -> None:
+    with pytest.raises(StudyError, match=f"at most {MAX_STUDY_BYTES:,}"):
+        read_study(study_file("#" * (MAX_STUDY_BYTES + 1)))
+
+
+def test_unknown_name_lists_the_shipped_studies() -> None:
+    with pytest.raises(StudyError, match=r"'labtop'.*laptop, quick"):
+        read_study("labtop")
+
+
+def test_directory_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="neither a file nor a shipped study"):
+        read_study(str(tmp_path))
+
+
+def test_impossible_space_names_the_study_and_the_nearest_miss(table) -> None:
+    table["space"]["hidden_multiple_of"] = 4096
+    message = refusal(table)
+    assert "study 'quick' cannot be run: no legal architecture" in message
+    assert "25000" in message
+    assert "raise num_parameters" in message
+
+
+@pytest.mark.parametrize(("low", "high"), [("x_min", "x_max"), ("r_min", "r_max")])
+def test_reversed_range_is_one_plain_sentence(table, low: str, high: str) -> None:
+    table["space"] |= {low: 2.0, high: 1.0}
+    message = refusal(table)
+    assert "[2.0, 1.0]" in message
+    assert "pydantic" not in message
+
+
+def test_odd_head_size_is_one_plain_sentence(table) -> None:
+    table["space"]["head_dim"] = 15
+    message = refusal(table)
+    assert "head_dim (15) must be even" in message
+    assert "pydantic" not in message
+
+
+def test_unknown_baseline_lists_the_known_ones(table) -> None:
+    table["target"]["baseline"] = "llama-9"
+    message = refusal(table)
+    assert "llama-9" in message
+    assert "llama-3.2-1b" in message
+
+
+def test_unknown_hardware_lists_the_known_ones(table) -> None:
+    table["serving"]["predict_hardware"] = ["h900"]
+    message = refusal(table)
+    assert "h900" in message
+    assert "h200" in message
+
+
+def test_target_must_be_held_out_of_the_fits_size(table) -> None:
+    table["target"]["num_parameters"] = table["fit"]["num_parameters"]
+    message = refusal(table)
+    assert "target.num_parameters" in message
+    assert "held out" in message
