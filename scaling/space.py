@@ -195,31 +195,37 @@ class SearchSpace(Value):
 
     def _grid(self) -> Candidates:
         """Every hidden size with every number of heads that leaves room for an MLP, f at its best."""
-        d, heads, g = (column.ravel() for column in np.meshgrid(*self._axes(), indexing="ij"))
-        heads, kv_heads = heads * g, heads
+        widths, parts = self._hidden_sizes(), []
+        for g in sorted(set(self.query_group_sizes)):
+            # Ragged: as many heads as the attention of this width has room for, so the grid grows like N log N, not N².
+            most = np.maximum(1, self._per_layer() // (2 * widths * self.head_dim * (1 + g))).astype(np.intp)
+            kv_heads = np.arange(most.sum()) - np.repeat(np.cumsum(most) - most, most) + 1
+            parts.append((np.repeat(widths, most), kv_heads * g, kv_heads))
+        d, heads, kv_heads = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         attention = 2 * d * self.head_dim * (heads + kv_heads)
         step = self.intermediate_multiple_of
         room = self.num_parameters / self.num_hidden_layers - attention
         f = step * np.maximum(1, np.rint(room / (3 * d * step))).astype(np.intp)
-        order = np.lexsort((heads, g, d))
+        order = np.lexsort((heads, heads // kv_heads, d))
         grid = self._candidates(d[order], f[order], heads[order], kv_heads[order])
         # Far beyond the target nothing is a near miss: keep the grid small.
         return grid.take(grid.num_parameters <= 2 * self.num_parameters)
 
-    def _axes(self) -> tuple[Integers, Integers, Integers]:
-        per_layer = self.num_parameters * (1 + self.tolerance) / self.num_hidden_layers
-        smallest = 4 * self.head_dim + 3 * self.intermediate_multiple_of
+    def _per_layer(self) -> float:
+        """The most parameters that one layer may have."""
+        return self.num_parameters * (1 + self.tolerance) / self.num_hidden_layers
+
+    def _hidden_sizes(self) -> Integers:
         step = self.hidden_multiple_of
-        low, high = self.hidden_size_range or (step, max(step, int(per_layer / smallest)))
+        # Beyond this width one key-value head and the smallest MLP are already too large.
+        smallest = 2 * self.head_dim * (1 + min(self.query_group_sizes)) + 3 * self.intermediate_multiple_of
+        low, high = self.hidden_size_range or (step, max(step, int(self._per_layer() / smallest)))
         if self.x_range is not None:
             # d = x sqrt(N), with N anywhere within the tolerance.
             low = max(low, math.floor(self.x_range[0] * math.sqrt(self.num_parameters * (1 - self.tolerance))))
             high = min(high, math.ceil(self.x_range[1] * math.sqrt(self.num_parameters * (1 + self.tolerance))))
-        d = np.arange(math.ceil(low / step) * step, high + 1, step)
-        if not len(d):
-            d = np.array([max(step, round(low / step) * step)])
-        most = max(1, int(per_layer / (4 * int(d[0]) * self.head_dim)))
-        return d.astype(np.intp), np.arange(1, most + 1), np.array(sorted(set(self.query_group_sizes)))
+        d = np.arange(math.ceil(low / step) * step, high + 1, step, dtype=np.intp)
+        return d if len(d) else np.array([max(step, round(low / step) * step)], dtype=np.intp)
 
     def _candidates(self, d: Integers, f: Integers, heads: Integers, kv_heads: Integers) -> Candidates:
         return Candidates(

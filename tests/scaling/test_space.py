@@ -146,7 +146,6 @@ def test_a_space_of_a_billion_parameters_is_listed_at_once() -> None:
         query_group_sizes=(1, 2, 4, 8),
         hidden_multiple_of=64,
         intermediate_multiple_of=64,
-        x_range=(0.04, 0.16),
         vocab_size=128_256,
     )
     start = time.process_time()
