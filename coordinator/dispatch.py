@@ -116,18 +116,22 @@ class Dispatch:
             self.queue.extend(trial_ids)
 
     def agent_joined(self, agent: str, *, now: float) -> list[Instruction]:
-        """An agent is ready for work."""
+        """An agent is ready for work. One that joins anew has lost whatever it held."""
+        failed = self._fail_held(agent, "it was started anew")
         self.idle[agent] = None
-        return self.assign(now=now)
+        return [*failed, *self.assign(now=now)]
 
     def agent_lost(self, agent: str, reason: str, *, now: float) -> list[Instruction]:
         """An agent is gone; what it held is tried elsewhere."""
         self.idle.pop(agent, None)
+        failed = self._fail_held(agent, reason)
+        return [*failed, *self.assign(now=now)]
+
+    def _fail_held(self, agent: str, reason: str) -> list[Instruction]:
         held = [(trial, lease) for trial, lease in self.leases.items() if lease.agent == agent]
-        failed = [
+        return [
             self._fail(trial, lease.epoch, "agent-lost", f"agent {agent} was lost: {reason}") for trial, lease in held
         ]
-        return [*failed, *self.assign(now=now)]
 
     def reported(
         self, agent: str, trial_id: str, epoch: int, item: Progress | Observation, *, now: float
