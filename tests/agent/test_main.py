@@ -100,7 +100,7 @@ def test_help_shows_an_assignment_that_is_one(capsys: pytest.CaptureFixture[str]
 def test_a_process_killed_while_training_goes_on_from_its_checkpoint(
     assignment: TrainAssignment, blob_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = assignment.recipe.model_copy(update={"num_tokens": 128_000})
+    recipe = assignment.recipe.model_copy(update={"num_tokens": 51_200})
     eager = assignment.model_copy(update={"recipe": recipe, "checkpoint_every_seconds": 0.1})
     path, work = tmp_path / "train.json", tmp_path / "work"
     path.write_text(eager.model_dump_json())
