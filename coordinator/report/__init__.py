@@ -1,3 +1,5 @@
 """The report: figures and one self-contained HTML document, from a RunRecord alone."""
-def render_report(record):
-    return "temporary"
+
+from coordinator.report.page import render_report
+
+__all__ = ["render_report"]

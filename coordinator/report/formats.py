@@ -1,0 +1,92 @@
+"""How numbers read on a page: value, unit, interval or the reason for none, and whether measured or predicted."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from scaling.quantity import Interval, Measured, NotMeasured, Quantity
+
+Kind = Literal["measured", "predicted", "not measured"]
+NATS = "nats/token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A quantity as text. `value` is empty for what was not measured; `note` is then the reason."""
+
+    kind: Kind
+    value: str = ""
+    unit: str = ""
+    interval: str = ""
+    note: str = ""
+
+
+def shown(quantity: Quantity, *, signed: bool = False) -> Shown:
+    """A quantity with everything that a reader has to know of it; `signed` writes a plus sign."""
+    if isinstance(quantity, NotMeasured):
+        return Shown(kind="not measured", note=quantity.reason)
+    if isinstance(quantity, Measured):
+        samples = "1 run" if quantity.num_samples == 1 else f"{quantity.num_samples} repeats"
+        kind: Kind = "measured"
+        origin = samples
+    else:
+        kind, origin = "predicted", quantity.basis
+    absent = f"no interval: {quantity.no_interval_because}" if quantity.interval is None else ""
+    return Shown(
+        kind=kind,
+        value=figure(quantity.value, quantity.unit, signed=signed),
+        unit=quantity.unit,
+        interval="" if quantity.interval is None else between(quantity.interval, quantity.unit, signed=signed),
+        note="; ".join(part for part in (origin, absent) if part),
+    )
+
+
+def figure(value: float, unit: str = "", *, signed: bool = False) -> str:
+    """A number with the digits that its unit deserves: nats to 1e-4, rates in whole tokens, else four digits."""
+    sign = "+" if signed else ""
+    if unit == NATS:
+        return f"{value:{sign}.4f}"
+    if abs(value) >= 1000 or (unit in ("tokens/s", "tokens", "sequences") and abs(value) >= 10):
+        return f"{value:{sign},.0f}"
+    return f"{value:{sign}.4g}"
+
+
+def between(interval: Interval, unit: str = "", *, signed: bool = False) -> str:
+    """An interval in square brackets with its level and method."""
+    ends = (figure(end, unit, signed=signed) for end in (interval.low, interval.high))
+    return f"[{', '.join(ends)}] {interval.level:.0%}, {interval.method}"
+
+
+def count(value: float) -> str:
+    """A whole number in groups of three: 199,680."""
+    return f"{value:,.0f}"
+
+
+def short(value: float) -> str:
+    """A count for an axis: 50 k, 1.5 M, 70 B."""
+    for size, suffix in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 9 min 12 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment(unix: float) -> str:
+    """A wall-clock time in UTC."""
+    return datetime.fromtimestamp(unix, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def plural(number: int, noun: str) -> str:
+    """1 run, 2 runs, 3 retries."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"

@@ -1,0 +1,295 @@
+"""The report's tables: every run, fit quality, serving, failures, provenance. Rows of text; the template draws them."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.assignment import TrainAssignment
+from coordinator.analysis import Analysis
+from coordinator.record import RunRecord
+from coordinator.report.formats import (
+    NATS,
+    Shown,
+    between,
+    count,
+    duration,
+    figure,
+    moment,
+    plural,
+    short,
+    shown,
+)
+from coordinator.report.run_figures import predictions_by
+from coordinator.store import TrialRow
+from scaling.observations import Provenance
+from scaling.quantity import NotMeasured
+
+_MAX_VALUES_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One named fact; `note` explains it or says why there is none."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One trial in the table of all runs; numbers come with the value to sort by."""
+
+    trial_id: str
+    stage: str
+    role: str
+    shape: str
+    x: float
+    r: float
+    num_parameters: int
+    num_tokens: int | None
+    seed: int | None
+    loss: float | None
+    loss_text: str
+    rate: float | None
+    rate_text: str
+    state: str
+    attempts: int
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingRow:
+    """One serving benchmark."""
+
+    shape: str
+    roles: str
+    repeats: tuple[str, ...]
+    rate: Shown
+    variation: str
+    running: Shown
+    energy: Shown
+    flags: tuple[str, ...]
+    engine: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RooflineRow:
+    """One requested batch on one device: effective batch and predicted output tokens/s by role."""
+
+    hardware: str
+    batch: int
+    cells: tuple[tuple[str, Shown, Shown], ...]
+
+
+def run_rows(record: RunRecord) -> list[RunRow]:
+    """Every trial in planned order."""
+    return [_run_row(record, trial) for trial in record.trials]
+
+
+def _run_row(record: RunRecord, trial: TrialRow) -> RunRow:
+    assignment = trial.planned.assignment
+    shape = assignment.architecture
+    recipe = assignment.recipe if isinstance(assignment, TrainAssignment) else None
+    run, benchmark = record.training.get(trial.trial_id), record.serving.get(trial.trial_id)
+    rate = run.tokens_per_second if run else benchmark.output_tokens_per_second.value if benchmark else None
+    loss_text = rate_text = "not measured: " + _why_missing(trial)
+    if recipe is None:
+        loss_text = "not measured: serving"
+    if run:
+        loss_text = f"{run.loss:.4f} ± {run.loss_standard_error:.4f}"
+        rate_text = f"{run.tokens_per_second:,.0f} training"
+    if benchmark:
+        interval = benchmark.output_tokens_per_second.interval
+        span = f" [{interval.low:,.0f}, {interval.high:,.0f}]" if interval else ""
+        rate_text = f"{benchmark.output_tokens_per_second.value:,.0f}{span} output"
+    return RunRow(
+        trial_id=trial.trial_id,
+        stage=trial.stage,
+        role=trial.planned.role,
+        shape=shape.label,
+        x=shape.width_ratio,
+        r=shape.mlp_attention_ratio,
+        num_parameters=shape.num_parameters,
+        num_tokens=recipe.num_tokens if recipe else None,
+        seed=recipe.seed if recipe else None,
+        loss=run.loss if run else None,
+        loss_text=loss_text,
+        rate=rate,
+        rate_text=rate_text,
+        state=trial.state,
+        attempts=trial.attempts,
+        agent=trial.agent or "none",
+        reason=trial.planned.reason,
+    )
+
+
+def _why_missing(trial: TrialRow) -> str:
+    if trial.state == "running":
+        return f"running, {trial.done_fraction:.0%} done"
+    return trial.state
+
+
+def fit_facts(analysis: Analysis, heldout_error_ratio: float | None) -> list[Fact]:
+    """How good the deciding fit is: noise, misfit, conditioning, held-out error; reasons where one is missing."""
+    fit = analysis.law_fit
+    left_out = f"; {fit.num_left_out} more left out: r outside the law's range" if fit.num_left_out else ""
+    return [
+        Fact(name="Law", value=fit.form, note=f"reference loss per cell: {fit.reference}"),
+        Fact(
+            name="Runs fitted",
+            value=str(fit.num_points),
+            note=f"{plural(fit.degrees_of_freedom, 'degree')} of freedom{left_out}",
+        ),
+        _optional("Converged", "yes" if fit.converged else "no", ""),
+        _optional("x*", _optimum(fit.x_opt), fit.x_opt_reason or ""),
+        _optional("r*", _optimum(fit.r_opt), fit.r_opt_reason or ""),
+        _optional("Noise of one run (sd over seeds)", _nats(fit.pure_error_sd), fit.pure_error_reason or _NOISE_NOTE),
+        _optional("Residual sd of the fit", _nats(fit.residual_sd), "noise and misfit together" if fit.law else ""),
+        _optional(
+            "Lack of fit",
+            None if fit.lack_of_fit_p is None else f"p = {fit.lack_of_fit_p:.3g}",
+            _lack_of_fit(fit.lack_of_fit_p),
+        ),
+        _optional(
+            "Condition number",
+            None if fit.condition_number is None else f"{fit.condition_number:.3g}",
+            "of the design; above about 100 the runs cannot tell the coefficients apart",
+        ),
+        _optional(
+            "Held-out error",
+            None if heldout_error_ratio is None else f"{heldout_error_ratio:.2%}",
+            "median |predicted − measured| / measured at the target; no interval: too few shapes"
+            if heldout_error_ratio is not None
+            else "no shape has both a predicted and a measured loss at the target",
+        ),
+    ]
+
+
+_NOISE_NOTE = "from replicates that differ in the seed alone; no interval: few degrees of freedom"
+
+
+def _optional(name: str, value: str | None, note: str) -> Fact:
+    return Fact(name=name, value="none" if value is None else value, note=note)
+
+
+def _optimum(optimum: object) -> str | None:
+    from scaling.law_fit import Optimum
+
+    if not isinstance(optimum, Optimum):
+        return None
+    return f"{optimum.value:.3g} {between(optimum.interval)}"
+
+
+def _nats(value: float | None) -> str | None:
+    return None if value is None else f"{figure(value, NATS)} {NATS}"
+
+
+def _lack_of_fit(p: float | None) -> str:
+    if p is None:
+        return "no test: it needs replicates and more shapes than coefficients"
+    if p < 0.05:
+        return "F test against the replicates: the law misses something that the runs repeat"
+    return "F test against the replicates: no misfit beyond the noise is shown"
+
+
+def fit_messages(analysis: Analysis) -> list[str]:
+    """Everything that the fits say of themselves, each sentence once."""
+    messages = [*analysis.law_fit.messages, *(f"All sizes together: {text}" for text in analysis.pooled.messages)]
+    messages += [f"N = {short(size)}: {text}" for size, fit in analysis.by_size for text in fit.messages]
+    own = set(analysis.law_fit.messages)
+    return [text for text in dict.fromkeys(messages) if text in own or text.partition(": ")[2] not in own]
+
+
+def serving_rows(record: RunRecord) -> list[ServingRow]:
+    """Every finished benchmark."""
+    roles: dict[str, list[str]] = defaultdict(list)
+    if record.recommendation is not None:
+        roles[record.recommendation.recommended.label].append("recommended")
+        roles[record.recommendation.baseline.label].append("baseline")
+        for shape in record.recommendation.answer.shapes:
+            roles[shape.architecture.label] += [r for r in shape.roles if r in ("panda", "surefire")]
+    return [
+        ServingRow(
+            shape=one.architecture.label,
+            roles=", ".join(roles[one.architecture.label]),
+            repeats=tuple(f"{repeat.output_tokens_per_second:,.0f}" for repeat in one.repeats),
+            rate=shown(one.output_tokens_per_second),
+            variation=f"{one.coefficient_of_variation:.1%}",
+            running=shown(one.mean_running_sequences),
+            energy=shown(one.joules_per_output_token),
+            flags=one.flags,
+            engine=f"{one.recipe.engine} {one.engine_version}, {one.recipe.dtype}",
+            device=one.provenance.device,
+        )
+        for one in record.serving.values()
+    ]
+
+
+def roofline_rows(record: RunRecord) -> list[RooflineRow]:
+    """Requested and effective batch with predicted throughput, by device."""
+    if record.recommendation is None:
+        return []
+    rows = []
+    for hardware, by_role in predictions_by(record).items():
+        batches = sorted({one.workload.batch_size for row in by_role.values() for one in row})
+        for batch in batches:
+            cells = tuple(
+                (role, shown(one.effective_batch), shown(one.output_tokens_per_second))
+                for role, row in by_role.items()
+                for one in row
+                if one.workload.batch_size == batch
+            )
+            rows.append(RooflineRow(hardware=hardware, batch=batch, cells=cells))
+    return rows
+
+
+def provenance_facts(record: RunRecord) -> list[Fact]:
+    """Where, when, on what and by what versions the numbers were made."""
+    made = [observation.provenance for observation in record.observations]
+    wall = "none" if record.wall_seconds is None else duration(record.wall_seconds)
+    corpus = record.corpus or {}
+    shards = ", ".join(f"{count(s['num_tokens'])} {s['role']} tokens" for s in corpus.get("shards", ()))
+    facts = [
+        Fact(name="Study", value=record.study.name, note=record.study.description),
+        Fact(name="Run directory", value=record.run_directory.name),
+        Fact(name="Begun", value=moment(record.created_unix)),
+        Fact(
+            name="Wall time",
+            value=wall,
+            note="the first session has not ended" if record.wall_seconds is None else "all sessions together",
+        ),
+        Fact(name="Corpus", value=corpus.get("description") or "none", note=shards or "it was not built yet"),
+        Fact(name="Corpus id", value=record.corpus_id or "none", note="SHA-256 of its manifest"),
+        Fact(name="Vocabulary", value=f"{count(record.study.corpus.vocab_size)} tokens"),
+        Fact(name="Agents", value=str(len(record.agents))),
+    ]
+    if not made:
+        return [*facts, Fact(name="Versions", value="none", note="no observation has arrived yet")]
+    facts += [
+        Fact(name="Hosts", value=_listed(p.hostname for p in made)),
+        Fact(name="Devices", value=_listed(p.device for p in made), note=_listed(p.hardware for p in made)),
+    ]
+    return [*facts, *_version_facts(made)]
+
+
+def _version_facts(made: Iterable[Provenance]) -> list[Fact]:
+    versions: dict[str, list[str]] = defaultdict(list)
+    for provenance in made:
+        for name, value in provenance.versions.items():
+            versions[name].append(value)
+    return [Fact(name=name, value=_listed(values)) for name, values in sorted(versions.items())]
+
+
+def _listed(values: Iterable[str]) -> str:
+    different = list(dict.fromkeys(values))
+    if len(different) > _MAX_VALUES_SHOWN:
+        return f"{len(different)} different values, the first: {different[0]}"
+    return ", ".join(different)
+
+
+def not_measured(reason: str) -> Shown:
+    """An absent number with its reason."""
+    return shown(NotMeasured(reason=reason))
