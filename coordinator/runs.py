@@ -8,16 +8,20 @@ import time
 from pathlib import Path
 
 from coordinator.errors import StoreError
-from coordinator.store import FILE_NAME, StoreReader
+from coordinator.store import FILE_NAME, LOCK_NAME, StoreReader
 
 DEFAULT_RUNS = Path("runs")
 
 
 def list_runs(runs: Path) -> list[Path]:
-    """All run directories below `runs`, oldest first."""
-    return sorted(
-        (path.parent for path in runs.glob(f"*/{FILE_NAME}")), key=lambda path: (path.stat().st_mtime, path.name)
-    )
+    """All run directories below `runs`, oldest first: ordered by when a coordinator last took them up."""
+    return sorted((path.parent for path in runs.glob(f"*/{FILE_NAME}")), key=lambda path: (_taken_up(path), path.name))
+
+
+def _taken_up(run_directory: Path) -> float:
+    """Only a coordinator writes the lock; the directory's own time changes when a reader or a report touches it."""
+    lock = run_directory / LOCK_NAME
+    return (lock if lock.exists() else run_directory / FILE_NAME).stat().st_mtime
 
 
 def unfinished_run(runs: Path, study_name: str) -> Path | None:
