@@ -43,5 +43,6 @@ def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, i
     by_stage = {stage: sum(t.stage == stage for t in trials) for stage in {t.stage for t in trials}}
     rounds = sum(fit.num_runs_per_round for k in range(1, fit.num_rounds + 1) if f"round-{k}" not in by_stage)
     benches = 0 if "serving" in by_stage else study.serving.num_candidates + 1
-    validation = num_validation_runs(study) - by_stage.get("check", 0) - by_stage.get("verdict", 0)
-    return rounds, benches, max(0, validation)
+    verdict = study.target.num_validation_seeds
+    check = 0 if "check" in by_stage else num_validation_runs(study) - verdict
+    return rounds, benches, 0 if "verdict" in by_stage else check + verdict
