@@ -141,14 +141,15 @@ def set_log_axis(axes: "Axes", which: Literal["x", "y"], values: ArrayLike, *, l
 
 def round_ticks(low: float, high: float) -> list[float]:
     """Round numbers from low to high for a logarithmic axis: the coarsest series with at least four."""
+    from matplotlib.ticker import MaxNLocator
+
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    ticks: list[float] = []
     for series in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.25, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
         ticks = [step * 10.0**decade for decade in decades for step in series]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             return ticks
-    return ticks
+    return [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
 
 
 def spans(low: ArrayLike, value: ArrayLike, high: ArrayLike) -> NDArray[np.float64]:

@@ -26,9 +26,8 @@ def shown(quantity: Quantity, *, signed: bool = False) -> Shown:
     if isinstance(quantity, NotMeasured):
         return Shown(kind="not measured", note=quantity.reason)
     if isinstance(quantity, Measured):
-        samples = "1 run" if quantity.num_samples == 1 else f"{quantity.num_samples} repeats"
         kind: Kind = "measured"
-        origin = samples
+        origin = plural(quantity.num_samples, "run" if quantity.unit == NATS else "repeat")
     else:
         kind, origin = "predicted", quantity.basis
     absent = f"no interval: {quantity.no_interval_because}" if quantity.interval is None else ""

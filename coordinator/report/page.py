@@ -62,16 +62,17 @@ def _source(environment: Any, name: str) -> str:
 def _context(record: RunRecord) -> dict[str, Any]:
     recommendation = record.recommendation
     ended = sum(trial.state in ("succeeded", "failed") for trial in record.trials)
+    throughput = None if recommendation is None else throughput_card(record, recommendation)
     error = None if recommendation is None else recommendation.heldout_error_ratio
     return {
         "record": record,
         "study": record.study,
         "recommendation": recommendation,
-        "verdict": _verdict(recommendation),
+        "verdicts": verdicts(recommendation, throughput),
         "no_answer": None if recommendation else no_recommendation(record),
         "progress": f"{ended} of {plural(len(record.trials), 'trial')} ended",
         "loss": None if recommendation is None else loss_card(recommendation),
-        "throughput": None if recommendation is None else throughput_card(record, recommendation),
+        "throughput": throughput,
         "shape": None if recommendation is None else shape_facts(recommendation.recommended),
         "caveats": caveats(record),
         "figures": _figures(record),
@@ -98,18 +99,22 @@ def _figures(record: RunRecord) -> dict[str, FigureBlock]:
     return {block.name: block for block in blocks}
 
 
-def _verdict(recommendation: Recommendation | None) -> str:
-    if recommendation is None:
-        return "no answer yet"
+def verdicts(recommendation: Recommendation | None, throughput: "Card | None") -> list[str]:
+    """The answer in a few words: loss against the baseline's, then speed."""
+    if recommendation is None or throughput is None:
+        return ["no answer"]
     if recommendation.recommended == recommendation.baseline:
-        return "the baseline itself"
-    words = {
+        return ["the baseline itself"]
+    losses = {
         "better": "lower loss than the baseline",
         "tie": "a tie with the baseline in loss",
         "worse": "higher loss than the baseline",
         None: "loss not compared",
     }
-    return words[recommendation.measured_verdict]
+    ratio = throughput.comparison
+    speeds = {"faster": "faster than the baseline", "slower": "slower than the baseline"}
+    speed = "speed not compared" if ratio.kind == "not measured" else speeds.get(ratio.note, "a tie in speed")
+    return [losses[recommendation.measured_verdict], speed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +195,8 @@ def caveats(record: RunRecord) -> list[str]:
     sizes = [study.fit.num_parameters, study.target.num_parameters, *(c.num_parameters for c in study.reference)]
     words = [
         f"These are proxies of {formats.short(min(sizes))} to {formats.short(max(sizes))} non-embedding parameters. "
-        "The answer holds at this size, on this text and with this recipe. Nothing at this size carries over to models of "
-        "1 B parameters: the run shows the method, not an architecture to build large."
+        "The answer holds at this size, on this text and with this recipe. Nothing at this size carries over to "
+        "models of 1 B parameters: the run shows the method, not an architecture to build large."
         if max(sizes) < 1e8
         else f"The law was fitted at {formats.short(study.fit.num_parameters)} and checked at "
         f"{formats.short(study.target.num_parameters)} non-embedding parameters; beyond the larger it is untested.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from coordinator.plan import Role
 from coordinator.record import RunRecord
 from coordinator.report.canvas import COLOURS, FigureBlock, LegendEntry, draw, set_log_axis
-from coordinator.report.formats import duration, plural, short
+from coordinator.report.formats import duration, plural
 from coordinator.report.target_figures import no_recommendation
 from scaling.quantity import Predicted
 from scaling.serving import ServingPrediction
@@ -58,14 +58,15 @@ def roofline(record: RunRecord) -> FigureBlock:
         for axes, (hardware, rows) in zip(panels, drawn.items(), strict=True):
             axes.set_title(f"{hardware} (predicted)")
             _paint_rates(axes, rows)
-        panels[0].set_ylabel("output tokens/s (log scale)")
+        rates = [rate for rows in drawn.values() for row in rows.values() for _, rate in _rates(row)]
+        set_log_axis(panels[0], "y", rates, label="output tokens/s (log scale)")
 
     workload = record.recommendation.gpu_predictions[0].workload
     caption = (
         f"Every number here is a roofline bound: predicted, uncalibrated, never measured; it leaves out the host's "
         f"time, which dominates at this size. Read the ratio, not the level. {workload.input_tokens} input and "
         f"{workload.output_tokens} output tokens, bfloat16. No interval: the roofline's error on these devices was not "
-        "measured. The table beneath gives the batch that fits in memory (effective) beside the requested one."
+        "measured."
     )
     shown = dict.fromkeys(role for rows in drawn.values() for role in rows)
     note = " (the recommended shape itself)" if "recommended" not in shown else ""
@@ -73,7 +74,7 @@ def roofline(record: RunRecord) -> FigureBlock:
         LegendEntry(glyph="ring", colour=role, text=role + (note if role == "baseline" else ""), kind="predicted")
         for role in shown
     )
-    svg = draw(paint, name=name, label=f"{title}. {caption}", size=(7.4, 3.4))
+    svg = draw(paint, name=name, label=f"{title}. {caption}", size=(6.2, 3.9))
     return FigureBlock(name=name, title=title, caption=caption, legend=legend, svg=svg)
 
 
@@ -92,8 +93,6 @@ def _why_none(by_hardware: dict[str, dict[str, list[ServingPrediction]]]) -> str
 
 
 def _paint_rates(axes: "Axes", rows: dict[str, list[ServingPrediction]]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     batches = sorted({batch for row in rows.values() for batch, _ in _rates(row)})
     for role, row in rows.items():
         at = _rates(row)
@@ -101,9 +100,6 @@ def _paint_rates(axes: "Axes", rows: dict[str, list[ServingPrediction]]) -> None
         axes.plot([batch for batch, _ in at], [rate for _, rate in at], color=COLOURS[role], **style)
     set_log_axis(axes, "x", batches, label="requested batch (sequences)")
     axes.set_xticks(batches, [str(batch) for batch in batches], rotation=45)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 # The run over time
@@ -154,7 +150,7 @@ def timeline(record: RunRecord) -> FigureBlock:
     if any(bar.failed for bar in bars):
         legend.append(LegendEntry(glyph="swatch", colour="bad", text="failed attempt"))
     height = 1.1 + 0.34 * len(drawn)
-    svg = draw(paint, name=name, label=f"{title}. {caption}", size=(9.6, height))
+    svg = draw(paint, name=name, label=f"{title}. {caption}", size=(12.2, height))
     return FigureBlock(name=name, title=title, caption=caption, legend=tuple(legend), svg=svg)
 
 

@@ -154,9 +154,6 @@ def _set_loss_limits(axes: "Axes", losses: Sequence[float], noise_sd: float | No
         bar = [middle - noise, middle + noise]
         across = axes.get_yaxis_transform()
         axes.plot([at, at], bar, color=COLOURS["soft"], transform=across, marker="_", markersize=7, linewidth=1.3)
-        axes.text(
-            at - 0.02, middle, f"one run: ±1 sd = {noise:.4f}", transform=across, ha="right", va="center", fontsize=8.5
-        )
 
 
 def _caption(runs: Sequence[TrainingObservation], fit: LawFit | None, curve: _Curve | None, axis: Axis) -> str:
@@ -195,6 +192,9 @@ def _legend(
         LegendEntry(glyph="dot", colour=f"scale-{step + 1}", text=f"{other} {low:.2g} to {high:.2g}", kind="measured")
         for step, (low, high) in enumerate(pairwise(edges))
     ]
+    if fit is not None and fit.residual_sd is not None:
+        text = f"±1 sd of one run: {fit.residual_sd:.4f} nats/token"
+        entries.append(LegendEntry(glyph="bar", colour="soft", text=text, kind="measured"))
     if fit is not None and fit.num_left_out:
         entries.append(LegendEntry(glyph="cross", colour="soft", text="outside the law's range of r: not fitted"))
     if fit is not None and curve is not None:

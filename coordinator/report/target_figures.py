@@ -1,6 +1,7 @@
 """Figures about the target: predicted against measured loss, loss against throughput, and the reference law."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from coordinator.report.formats import plural, short
 from coordinator.shapes import baseline_at, candidates_at
 from scaling.architecture import Architecture
 from scaling.law import Floats
+from scaling.points import find_cell
 from scaling.quantity import Measured, NotMeasured, Predicted
 from scaling.recommend import Comparison, Shortlist
 from scaling.reference import ReferenceLaw
@@ -127,14 +129,14 @@ def pareto(record: RunRecord) -> FigureBlock:
     points = {i: rate for shape, rate in rates.items() if (i := found.candidates.index_of(shape)) is not None}
     if not points:
         return FigureBlock(name=name, title=title, reason="no shape of the target's size was benchmarked.")
-    roles = _roles(record, found)
+    roles, names = _roles(record, found), _names(record, found, points)
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         _paint_front(axes, found, points)
         for index, rate in points.items():
             _paint_shape(axes, rate, found.compare(index, found.baseline), roles.get(index, "front"))
-        _label_shapes(axes, found, points, roles)
+        _label_shapes(axes, found, points, names)
         axes.axhline(0, color=COLOURS["soft"], linewidth=0.9, zorder=0)
         axes.margins(x=0.16, y=0.16)
         axes.set_xlabel("measured output tokens/s")
@@ -142,6 +144,14 @@ def pareto(record: RunRecord) -> FigureBlock:
 
     caption = _pareto_caption(record, found, points)
     legend = [
+        LegendEntry(
+            glyph="diamond",
+            colour=roles.get(index, "front"),
+            text=f"{name}: {found.candidates.architecture(index).label}",
+        )
+        for index, name in names.items()
+    ]
+    legend += [
         LegendEntry(glyph="line", colour="soft", text="interval of throughput, horizontal", kind="measured"),
         LegendEntry(glyph="dashes", colour="soft", text="interval of the loss difference, vertical", kind="predicted"),
     ]
@@ -195,19 +205,31 @@ def _paint_shape(axes: "Axes", rate: Measured, loss: Comparison, role: str) -> N
     axes.plot(rate.value, loss.difference, "D", color=colour, markersize=7)
 
 
-def _label_shapes(axes: "Axes", found: Shortlist, points: dict[int, Measured], roles: dict[int, str]) -> None:
-    """Names beside the marks, all of them above and to the right."""
-    for index, rate in points.items():
-        titles = {"recommended": roles.get(index) == "recommended", "Surefire": index == found.surefire}
-        titles |= {"Panda": index == found.panda, "baseline": index == found.baseline}
-        named = ", ".join(title for title, holds in titles.items() if holds)
+def _names(record: RunRecord, found: Shortlist, points: Iterable[int]) -> dict[int, str]:
+    """What each benchmarked shape is called on the figure: its roles, else a letter that the legend explains."""
+    titles: dict[int, list[str]] = defaultdict(list)
+    if record.recommendation is not None:
+        index = found.candidates.index_of(record.recommendation.recommended)
+        titles[-1 if index is None else index].append("recommended")
+    for title, index in (("Surefire", found.surefire), ("Panda", found.panda), ("baseline", found.baseline)):
+        if index is not None:
+            titles[index].append(title)
+    letters = iter("abcdefghijklmnopqrstuvwxyz" * 9)
+    return {index: ", ".join(titles[index]) if index in titles else next(letters) for index in sorted(points)}
+
+
+def _label_shapes(axes: "Axes", found: Shortlist, points: dict[int, Measured], names: dict[int, str]) -> None:
+    """Names beside the marks, above and below in turn so that neighbours keep apart."""
+    for place, (index, rate) in enumerate(sorted(points.items(), key=lambda item: item[1].value)):
+        # A name on the right half is written towards the left, inside the figure.
+        right = rate.value > np.mean([one.value for one in points.values()])
         axes.annotate(
-            named or found.candidates.architecture(index).label,
+            names[index],
             (rate.value, found.compare(index, found.baseline).difference),
-            xytext=(6, 6),
+            xytext=(-6 if right else 6, 7 if place % 2 else -13),
+            ha="right" if right else "left",
             textcoords="offset points",
-            fontsize=9 if named else 7.5,
-            color=COLOURS[roles.get(index, "front")],
+            fontsize=9,
         )
 
 
@@ -215,8 +237,8 @@ def _pareto_caption(record: RunRecord, found: Shortlist, points: dict[int, Measu
     load, recipe = record.study.serving.workload, record.study.serving.recipe
     words = [
         f"Horizontal: measured with {recipe.engine}, {recipe.dtype}, batch {load.batch_size}, {load.input_tokens} "
-        f"input and {load.output_tokens} output tokens. Vertical: predicted, and paired with the baseline within bootstrap "
-        f"replicates ({found.level:.0%} interval); lower is better. N = {short(found.num_parameters)}, "
+        f"input and {load.output_tokens} output tokens. Vertical: predicted, and paired with the baseline within "
+        f"bootstrap replicates ({found.level:.0%} interval); lower is better. N = {short(found.num_parameters)}, "
         f"D = {short(found.num_tokens)} tokens. Line: the Pareto front of the benchmarked shapes."
     ]
     unmeasured = [index for index in {found.panda, *found.front} if index not in points]
@@ -247,9 +269,14 @@ def reference(record: RunRecord) -> FigureBlock:
         min(D for _, D in [*cells, target]) / 1.15, max(D for _, D in [*cells, target]) * 1.15, 60
     )
 
+    fitted = [run for run in record.training.values() if not same_size(run.architecture.num_parameters, target[0])]
+
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         for step, size in enumerate(sizes):
+            runs = [run for run in fitted if same_size(run.architecture.num_parameters, size)]
+            tokens, losses = [run.num_tokens for run in runs], [run.loss for run in runs]
+            axes.plot(tokens, losses, ".", color=COLOURS[_size_colour(step, len(sizes))], markersize=5, alpha=0.75)
             _paint_size(axes, law, size, all_tokens, COLOURS[_size_colour(step, len(sizes))])
         _paint_target(axes, record, law.predict(*target), target)
         set_log_axis(axes, "x", all_tokens, label="D, training tokens (log scale)")
@@ -278,6 +305,8 @@ def _size_colour(step: int, num_sizes: int) -> str:
 
 
 def _paint_size(axes: "Axes", law: ReferenceLaw, size: float, tokens: Floats, colour: str) -> None:
+    # At a fitted cell the law answers with the cell's own loss: the curve is drawn between the cells.
+    tokens = np.array([D for D in tokens if find_cell(law.cell_num_parameters, law.cell_num_tokens, size, D) is None])
     samples = [law.samples(size, D) for D in tokens]
     reached = [(D, np.quantile(s, _quantiles(law))) for D, s in zip(tokens, samples, strict=True) if s is not None]
     if reached:
@@ -289,7 +318,8 @@ def _paint_size(axes: "Axes", law: ReferenceLaw, size: float, tokens: Floats, co
         if same_size(N, size):
             low, high = np.quantile(law.cell_draws[:, k], _quantiles(law)[[0, 2]])
             loss = law.cell_losses[k]
-            axes.errorbar(law.cell_num_tokens[k], loss, spans(low, loss, high), color=colour, fmt="o", capsize=2.5)
+            style: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.5, "capsize": 2.5}
+            axes.errorbar(law.cell_num_tokens[k], loss, spans(low, loss, high), color=colour, fmt="o", **style)
 
 
 def _quantiles(law: ReferenceLaw) -> Floats:
@@ -315,7 +345,7 @@ def _recommended_rows(record: RunRecord) -> list[HeldOutLoss]:
 
 def _reference_caption(law: ReferenceLaw, target: tuple[float, float]) -> str:
     words = [
-        f"Marks: loss of the best shape in each (N, D) cell, from its runs by the joint fit, with {law.level:.0%} "
+        f"Dots: every run. Rings: loss of the best shape in each (N, D) cell, by the joint fit, with {law.level:.0%} "
         "bootstrap intervals. Curves and bands: E + A/N^α + B/D^β through the cells."
     ]
     level = law.predict(*target)
@@ -333,19 +363,22 @@ def _reference_legend(
     record: RunRecord, law: ReferenceLaw, sizes: Sequence[float], target: tuple[float, float]
 ) -> tuple[LegendEntry, ...]:
     entries = [
-        LegendEntry(glyph="dot", colour=_size_colour(step, len(sizes)), text=f"N = {short(size)}", kind="measured")
+        LegendEntry(
+            glyph="dot", colour=_size_colour(step, len(sizes)), text=f"runs at N = {short(size)}", kind="measured"
+        )
         for step, size in enumerate(sizes)
         if any(same_size(N, size) for N in law.cell_num_parameters)
     ]
+    if _recommended_rows(record):
+        entries.append(
+            LegendEntry(glyph="diamond", colour="recommended", text="recommended shape at the target", kind="measured")
+        )
+    entries.append(LegendEntry(glyph="ring", colour="soft", text="best shape of a cell, fitted", kind="predicted"))
     entries.append(
         LegendEntry(glyph="dashes", colour="soft", text="reference law, by the colour of N", kind="predicted")
     )
     if isinstance(law.predict(*target), Predicted):
         entries.append(
             LegendEntry(glyph="ring", colour="recommended", text="best shape at the target", kind="predicted")
-        )
-    if _recommended_rows(record):
-        entries.append(
-            LegendEntry(glyph="diamond", colour="recommended", text="recommended shape at the target", kind="measured")
         )
     return tuple(entries)
