@@ -85,8 +85,12 @@ def check_feasible(study: StudySpec) -> None:
         raise StudyError(f"study {study.name!r} cannot be run: {sentences}.\nCorrect [space] in its file.") from None
     except ValueError as error:
         raise StudyError(f"study {study.name!r} cannot be run: {error}") from None
-    if same_size(study.fit.num_parameters, study.target.num_parameters):
-        raise StudyError(
-            f"study {study.name!r}: target.num_parameters ({study.target.num_parameters:g}) must differ from "
-            f"fit.num_parameters ({study.fit.num_parameters:g}) by more than 20 %: the target is held out of the fit."
-        )
+    target = study.target.num_parameters
+    sizes = {"fit": study.fit.num_parameters}
+    sizes |= {f"reference.{k}": cell.num_parameters for k, cell in enumerate(study.reference)}
+    for place, size in sizes.items():
+        if same_size(size, target):
+            raise StudyError(
+                f"study {study.name!r}: {place}.num_parameters ({size:g}) must differ from target.num_parameters "
+                f"({target:g}) by more than 20 %: the target's size is held out of every fit."
+            )

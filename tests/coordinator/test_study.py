@@ -194,5 +194,12 @@ def test_unknown_hardware_lists_the_known_ones(table) -> None:
 def test_target_must_be_held_out_of_the_fits_size(table) -> None:
     table["target"]["num_parameters"] = table["fit"]["num_parameters"]
     message = refusal(table)
-    assert "target.num_parameters" in message
+    assert "fit.num_parameters" in message
+    assert "held out" in message
+
+
+def test_target_must_be_held_out_of_the_reference_sizes(table) -> None:
+    table["reference"][1]["num_parameters"] = 1.1 * table["target"]["num_parameters"]
+    message = refusal(table)
+    assert "reference.1.num_parameters (55000)" in message
     assert "held out" in message
