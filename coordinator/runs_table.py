@@ -7,10 +7,12 @@ Columns, in any order, others ignored; lines that begin with # are comments:
 - for the conditional law `x` and `r`, or what they are computed from: `hidden_size` (`d_model`), `intermediate_size`
   (`d_ff`), `n_heads`, `n_kv_heads`, `head_dim`, `n_layers`; N is then counted from the shape, non-embedding;
 - `used_in_published_fit`: rows with 0 are left out.
+
+Rows with an empty `loss` (planned runs, benchmarks) are left out too, so that a run's own runs.csv is such a table.
 """
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,8 +68,15 @@ def read_runs_table(path: Path) -> RunsTable:
         raise ValueError(
             f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(header)}"
         )
-    columns = {name: _numbers(path, name, at, rows) for at, name in enumerate(names) if name in _KNOWN}
-    return _checked(path, columns, rows)
+    finished = [(line, row) for line, row in rows if row[names.index("loss")].strip()]
+    if len(finished) < _ALL_ROWS_NEEDED:
+        raise ValueError(f"{path}: {len(finished)} of {len(rows)} rows have a loss; a fit needs several")
+    columns = {name: _numbers(path, name, at, finished) for at, name in enumerate(names) if name in _KNOWN}
+    table = _checked(path, columns, finished)
+    if len(finished) == len(rows):
+        return table
+    left_out = f"{len(rows) - len(finished)} rows without a loss were left out."
+    return replace(table, messages=(left_out, *table.messages))
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
