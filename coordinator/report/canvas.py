@@ -56,7 +56,7 @@ _STYLE: dict[str, Any] = {
     "hatch.linewidth": 0.7,
 }
 
-Glyph = Literal["dot", "ring", "line", "dashes", "band", "cross", "diamond", "swatch", "bar"]
+Glyph = Literal["dot", "ring", "line", "dashes", "band", "cross", "diamond", "hollow-diamond", "swatch", "bar"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.errors import UserError
 from coordinator.recommendation import Recommendation
 from coordinator.record import RunRecord
 from coordinator.report import formats
@@ -13,6 +14,7 @@ from coordinator.report.shape_figures import loss_against, optima_by_size
 from coordinator.report.tables import (
     fit_facts,
     fit_messages,
+    held_out_rows,
     not_measured,
     provenance_facts,
     roofline_rows,
@@ -31,14 +33,14 @@ def render_report(record: RunRecord) -> str:
     """The report of a run, finished or not, as one HTML document without any external request.
 
     Raises:
-        ValueError: matplotlib or jinja2 is not installed.
+        UserError: matplotlib or jinja2 is not installed.
     """
     try:
         import matplotlib  # noqa: F401 - a missing one is told here, before anything is drawn
         from jinja2 import Environment, PackageLoader, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"a report needs {error.name}, which is not installed; expected the extra `report`. "
             "Type: pip install 'archfleet[report]'"
         ) from None
@@ -78,6 +80,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "figures": _figures(record),
         "fit_facts": fit_facts(record.analysis, error) if record.analysis else [],
         "fit_messages": fit_messages(record.analysis) if record.analysis else [],
+        "held_out": held_out_rows(recommendation),
         "runs": run_rows(record),
         "serving": serving_rows(record),
         "roofline": roofline_rows(record),

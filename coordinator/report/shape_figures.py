@@ -222,7 +222,7 @@ def optima_by_size(record: RunRecord) -> FigureBlock:
         both[0].set_yticks(range(len(by_size)), [f"N = {short(size)}" for size, _ in by_size])
         both[0].set_ylim(-0.6, len(by_size) - 0.4)
 
-    height = 1.3 + 0.42 * len(by_size)
+    height = max(3.0, 1.3 + 0.42 * len(by_size))
     return FigureBlock(
         name=name,
         title=title,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from agent.assignment import TrainAssignment
 from coordinator.analysis import Analysis
+from coordinator.recommendation import HeldOutLoss, Recommendation
 from coordinator.record import RunRecord
 from coordinator.report.formats import (
     NATS,
@@ -22,7 +23,7 @@ from coordinator.report.formats import (
 from coordinator.report.run_figures import predictions_by
 from coordinator.store import TrialRow
 from scaling.observations import Provenance
-from scaling.quantity import NotMeasured
+from scaling.quantity import NotMeasured, Predicted
 
 _MAX_VALUES_SHOWN = 4
 
@@ -60,6 +61,17 @@ class RunRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutRow:
+    """One shape trained at the target."""
+
+    role: str
+    shape: str
+    predicted: Shown
+    measured: Shown
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServingRow:
     """One serving benchmark."""
 
@@ -81,7 +93,7 @@ class RooflineRow:
 
     hardware: str
     batch: int
-    cells: tuple[tuple[str, Shown, Shown], ...]
+    cells: tuple[tuple[str, str, str], ...]
 
 
 def run_rows(record: RunRecord) -> list[RunRow]:
@@ -203,6 +215,26 @@ def fit_messages(analysis: Analysis) -> list[str]:
     return [text for text in dict.fromkeys(messages) if text in own or text.partition(": ")[2] not in own]
 
 
+def held_out_rows(recommendation: Recommendation | None) -> list[HeldOutRow]:
+    """Predicted beside measured loss of every shape trained at the target."""
+    return [
+        HeldOutRow(
+            role=row.role,
+            shape=row.architecture.label,
+            predicted=shown(row.predicted),
+            measured=shown(row.measured),
+            error=_relative_error(row),
+        )
+        for row in (recommendation.held_out if recommendation else ())
+    ]
+
+
+def _relative_error(row: HeldOutLoss) -> str:
+    if isinstance(row.predicted, NotMeasured):
+        return "no prediction"
+    return f"{row.predicted.value / row.measured.value - 1:+.2%}"
+
+
 def serving_rows(record: RunRecord) -> list[ServingRow]:
     """Every finished benchmark."""
     roles: dict[str, list[str]] = defaultdict(list)
@@ -237,13 +269,17 @@ def roofline_rows(record: RunRecord) -> list[RooflineRow]:
         batches = sorted({one.workload.batch_size for row in by_role.values() for one in row})
         for batch in batches:
             cells = tuple(
-                (role, shown(one.effective_batch), shown(one.output_tokens_per_second))
+                (role, shown(one.effective_batch).value or "none", _in_short(one.output_tokens_per_second))
                 for role, row in by_role.items()
                 for one in row
                 if one.workload.batch_size == batch
             )
             rows.append(RooflineRow(hardware=hardware, batch=batch, cells=cells))
     return rows
+
+
+def _in_short(quantity: Predicted | NotMeasured) -> str:
+    return quantity.reason if isinstance(quantity, NotMeasured) else short(quantity.value)
 
 
 def provenance_facts(record: RunRecord) -> list[Fact]:

@@ -37,13 +37,9 @@ def held_out(record: RunRecord) -> FigureBlock:
         return FigureBlock(name=name, title=title, reason=no_recommendation(record))
     rows = record.recommendation.held_out
     pairs = [(row, row.predicted) for row in rows if isinstance(row.predicted, Predicted)]
-    refused = [
-        f"{row.role} {row.architecture.label}: {row.predicted.reason}"
-        for row in rows
-        if isinstance(row.predicted, NotMeasured)
-    ]
+    refused = len(rows) - len(pairs)
     if not pairs:
-        reason = f"no shape has both a predicted and a measured loss at the target. {' '.join(refused)}".rstrip()
+        reason = "no shape has both a predicted and a measured loss at the target; see the held-out check below."
         return FigureBlock(name=name, title=title, reason=reason)
 
     def paint(figure: "Figure") -> None:
@@ -69,7 +65,9 @@ def held_out(record: RunRecord) -> FigureBlock:
             f"Held-out error: median |predicted − measured| / measured = {error:.2%} over {plural(len(pairs), 'shape')}"
             " (no interval: too few shapes)."
         )
-    caption = " ".join([*words, *refused])
+    if refused:
+        words.append(f"{plural(refused, 'shape')} without a prediction: see the held-out check below.")
+    caption = " ".join(words)
     roles = dict.fromkeys(row.role for row, _ in pairs)
     legend = [LegendEntry(glyph="diamond", colour=role, text=role) for role in roles]
     legend += [
@@ -127,8 +125,9 @@ def pareto(record: RunRecord) -> FigureBlock:
     if found is None:
         return FigureBlock(name=name, title=title, reason=reason)
     points = {i: rate for shape, rate in rates.items() if (i := found.candidates.index_of(shape)) is not None}
-    if not points:
-        return FigureBlock(name=name, title=title, reason="no shape of the target's size was benchmarked.")
+    if len(points) < 2:
+        reason = "fewer than two shapes of the target's size have a valid benchmark; the serving table has the one."
+        return FigureBlock(name=name, title=title, reason=reason if points else "no such shape was benchmarked.")
     roles, names = _roles(record, found), _names(record, found, points)
 
     def paint(figure: "Figure") -> None:
@@ -241,6 +240,10 @@ def _pareto_caption(record: RunRecord, found: Shortlist, points: dict[int, Measu
         f"bootstrap replicates ({found.level:.0%} interval); lower is better. N = {short(found.num_parameters)}, "
         f"D = {short(found.num_tokens)} tokens. Line: the Pareto front of the benchmarked shapes."
     ]
+    if not same_size(found.num_parameters, record.study.target.num_parameters):
+        words.append(
+            "The reference law does not reach the target, so differences are stated at the fit's own size and data."
+        )
     unmeasured = [index for index in {found.panda, *found.front} if index not in points]
     words += [
         f"Not on the figure, because not benchmarked: {found.candidates.architecture(index).label} "
@@ -379,6 +382,6 @@ def _reference_legend(
     )
     if isinstance(law.predict(*target), Predicted):
         entries.append(
-            LegendEntry(glyph="ring", colour="recommended", text="best shape at the target", kind="predicted")
+            LegendEntry(glyph="hollow-diamond", colour="recommended", text="best shape at the target", kind="predicted")
         )
     return tuple(entries)
