@@ -1,4 +1,4 @@
-"""Which device this is, and how fast it trains. torch is imported only by the functions that compute with it."""
+"""Which device this is, and what made a number on it. Asks the driver, not torch."""
 
 import functools
 import importlib
@@ -8,12 +8,9 @@ import platform
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.architecture import Architecture
 from scaling.observations import Provenance
 
 CPU_PROFILE_ID = "cpu-generic"
@@ -111,15 +108,3 @@ def make_provenance(*, agent: str, started_at_unix: float, seconds: float, on_gp
         seconds=max(0.0, seconds),
         versions=dict(versions()),
     )
-
-
-def probe_tokens_per_second(
-    architecture: Architecture, seconds: float = 3.0, *, clock: Callable[[], float] = time.monotonic
-) -> float:
-    """Tokens per second of wall time that this machine trains this shape at, now, on synthetic tokens.
-
-    Real steps of the real trainer with the default recipe, after a few untimed ones.
-    """
-    from agent.training.probe import measure_tokens_per_second
-
-    return measure_tokens_per_second(architecture, seconds, clock=clock)

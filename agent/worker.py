@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.blobs import BlobCache, Fetch
-from agent.device import make_provenance, probe_tokens_per_second
+from agent.device import make_provenance
 from agent.failures import failure_from
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
@@ -66,7 +66,9 @@ class Worker:
 
     def probe(self, architecture: Architecture, seconds: float = 3.0) -> float:
         """Training speed of this machine at a shape, in tokens per second of wall time."""
-        return probe_tokens_per_second(architecture, seconds, clock=self._clock)
+        from agent.training.probe import measure_tokens_per_second
+
+        return measure_tokens_per_second(architecture, seconds, clock=self._clock)
 
     @property
     def _checkpoints(self) -> Path:

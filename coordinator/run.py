@@ -80,6 +80,8 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
             store.set_meta("wall_seconds", repr(_wall_seconds(store) + time.monotonic() - started))
             view.note("writing the report")
             write_outputs(run_directory)
+            # Every result is in the store: checkpoints and caches have served.
+            shutil.rmtree(work_directory(run_directory), ignore_errors=True)
             view.note(f"done in {clock(time.monotonic() - started)}")
         else:
             store.set_meta("wall_seconds", repr(_wall_seconds(store) + time.monotonic() - started))

@@ -6,9 +6,7 @@ from agent.device import (
     describe_device,
     make_provenance,
     parse_gpu_line,
-    probe_tokens_per_second,
 )
-from scaling.architecture import Architecture
 
 
 def test_the_cpu_is_described_by_name_and_has_the_generic_profile() -> None:
@@ -39,8 +37,3 @@ def test_provenance_names_the_versions_that_change_numbers() -> None:
     provenance = make_provenance(agent="a-1", started_at_unix=5.0, seconds=2.0, on_gpu=False)
     assert {"python", "platform", "archfleet", "torch"} <= provenance.versions.keys()
     assert (provenance.agent, provenance.started_at_unix, provenance.seconds) == ("a-1", 5.0, 2.0)
-
-
-def test_the_probe_trains_for_real_and_a_larger_model_is_slower(small_architecture: Architecture) -> None:
-    larger = small_architecture.model_copy(update={"hidden_size": 256, "intermediate_size": 1024})
-    assert probe_tokens_per_second(small_architecture, 0.3) > 1.5 * probe_tokens_per_second(larger, 0.3) > 0
