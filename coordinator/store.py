@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from coordinator.errors import StoreError
 from coordinator.plan import Plan, PlannedTrial
@@ -106,9 +106,10 @@ class FitRow:
 class StoreReader:
     """Read access to a run, safe beside the writing coordinator."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, run_directory: Path) -> None:
         self._connection = connection
         self._connection.row_factory = sqlite3.Row
+        self.run_directory = run_directory
 
     @classmethod
     def open(cls, run_directory: Path) -> "StoreReader":
@@ -128,7 +129,7 @@ class StoreReader:
         except BaseException:
             connection.close()
             raise
-        return cls(connection)
+        return cls(connection, run_directory)
 
     def close(self) -> None:
         """Close the connection."""
@@ -137,8 +138,13 @@ class StoreReader:
     def __enter__(self) -> "StoreReader":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Close; a store that turned out to be damaged while it was read is a StoreError that names it."""
         self.close()
+        if isinstance(error, ValidationError):
+            raise StoreError(_damaged(self.run_directory, f"it holds an unreadable {error.title}")) from None
+        if isinstance(error, sqlite3.DatabaseError):
+            raise StoreError(_damaged(self.run_directory, str(error))) from None
 
     def meta(self, key: str) -> str | None:
         """One named fact of the run."""
@@ -210,9 +216,8 @@ class Store(StoreReader):
     """The one writer of a run. Holds the run directory's lock for as long as it is open."""
 
     def __init__(self, connection: sqlite3.Connection, lock: int, run_directory: Path) -> None:
-        super().__init__(connection)
+        super().__init__(connection, run_directory)
         self._lock = lock
-        self.run_directory = run_directory
 
     @classmethod
     def create(cls, run_directory: Path, study: StudySpec, *, now_unix: float) -> "Store":
@@ -240,7 +245,8 @@ class Store(StoreReader):
         """Open an existing run for writing.
 
         Raises:
-            StoreError: no run there, a newer one, one that another coordinator holds, or one that cannot be written.
+            StoreError: no run there, a newer or a damaged one, one that another coordinator holds, or one that cannot
+                be written.
         """
         StoreReader.open(run_directory).close()
         return cls._open(run_directory, study=None, now_unix=0)
@@ -257,6 +263,7 @@ class Store(StoreReader):
             if study is not None:
                 store._initialise(study, now_unix)
             else:
+                store._require_sound()
                 store.probe_commit()
             return store
         except sqlite3.Error as error:
@@ -278,6 +285,14 @@ class Store(StoreReader):
             ):
                 self._connection.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
 
+    def _require_sound(self) -> None:
+        try:
+            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            verdict = str(error)
+        if verdict != "ok":
+            raise StoreError(_damaged(self.run_directory, verdict))
+
     def close(self) -> None:
         """Close the connection and give the lock back."""
         super().close()
@@ -285,6 +300,9 @@ class Store(StoreReader):
 
     def __enter__(self) -> "Store":
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -494,6 +512,13 @@ def _remove_if_unused(run_directory: Path) -> None:
     for path in run_directory.glob("*"):
         path.unlink(missing_ok=True)
     run_directory.rmdir()
+
+
+def _damaged(run_directory: Path, fault: str) -> str:
+    return (
+        f"{run_directory / FILE_NAME} is damaged: {' '.join(fault.split())}.\n"
+        "Put a copy of it in its place, or start a new run with `archfleet run --new`."
+    )
 
 
 def _cannot_write(run_directory: Path, error: Exception) -> str:

@@ -96,6 +96,22 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Store.resume(tmp_path)
 
 
+def test_a_damaged_store_is_named_before_it_is_written(run_copy: Path) -> None:
+    path = run_copy / FILE_NAME
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)  # the head survives, every table is rubbish
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"store\.sqlite3 is damaged: .*\n.*--new"):
+        Store.resume(run_copy)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_record_is_told_to_a_reader(run_copy: Path) -> None:
+    run_sql(run_copy / FILE_NAME, "UPDATE observations SET record = replace(record, 'loss', 'l0ss') WHERE seq = 3")
+    with pytest.raises(StoreError, match="is damaged"), StoreReader.open(run_copy) as reader:
+        reader.observations()
+
+
 def test_a_directory_without_a_store_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no run directory.*archfleet run"):
         StoreReader.open(tmp_path)
