@@ -67,7 +67,13 @@ def main() -> None:
 @click.option("--quick", is_flag=True, help="Run the two-minute smoke study instead.")
 @click.option("--new", "start_new", is_flag=True, help="Start a new run, even if one is unfinished.")
 @_runs_option
-@click.option("--metrics-port", default=9464, show_default=True, help="Loopback port of /metrics; 0 takes a free one.")
+@click.option(
+    "--metrics-port",
+    default=9464,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="Loopback port of /metrics; 0 takes a free one.",
+)
 @click.option("--agents", "num_agents", type=click.IntRange(min=1), help="Number of agents; default: one a CPU core.")
 def run(study: str, quick: bool, start_new: bool, runs: Path, metrics_port: int, num_agents: int | None) -> None:
     """Run STUDY (a name or a TOML file; default: laptop), or go on with its last unfinished run."""
