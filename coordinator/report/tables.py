@@ -22,6 +22,7 @@ from coordinator.report.formats import (
 )
 from coordinator.report.run_figures import predictions_by
 from coordinator.store import TrialRow
+from scaling.law_fit import Optimum
 from scaling.observations import Provenance
 from scaling.quantity import NotMeasured, Predicted
 
@@ -148,34 +149,26 @@ def fit_facts(analysis: Analysis, heldout_error_ratio: float | None) -> list[Fac
     """How good the deciding fit is: noise, misfit, conditioning, held-out error; reasons where one is missing."""
     fit = analysis.law_fit
     left_out = f"; {fit.num_left_out} more left out: r outside the law's range" if fit.num_left_out else ""
+    freedom = f"{plural(fit.degrees_of_freedom, 'degree')} of freedom{left_out}"
+    p, condition = fit.lack_of_fit_p, fit.condition_number
+    no_law = "no law was fitted" if fit.law is None else "the fit did not give one"
     return [
         Fact(name="Law", value=fit.form, note=f"reference loss per cell: {fit.reference}"),
-        Fact(
-            name="Runs fitted",
-            value=str(fit.num_points),
-            note=f"{plural(fit.degrees_of_freedom, 'degree')} of freedom{left_out}",
-        ),
-        _optional("Converged", "yes" if fit.converged else "no", ""),
-        _optional("x*", _optimum(fit.x_opt), fit.x_opt_reason or ""),
-        _optional("r*", _optimum(fit.r_opt), fit.r_opt_reason or ""),
-        _optional("Noise of one run (sd over seeds)", _nats(fit.pure_error_sd), fit.pure_error_reason or _NOISE_NOTE),
-        _optional("Residual sd of the fit", _nats(fit.residual_sd), "noise and misfit together" if fit.law else ""),
+        Fact(name="Runs fitted", value=str(fit.num_points), note=freedom),
+        Fact(name="Converged", value="yes" if fit.converged else "no"),
+        _optional("x*", _optimum(fit.x_opt), "", fit.x_opt_reason or no_law),
+        _optional("r*", _optimum(fit.r_opt), "", fit.r_opt_reason or no_law),
         _optional(
-            "Lack of fit",
-            None if fit.lack_of_fit_p is None else f"p = {fit.lack_of_fit_p:.3g}",
-            _lack_of_fit(fit.lack_of_fit_p),
+            "Noise of one run (sd over seeds)", _nats(fit.pure_error_sd), _NOISE_NOTE, fit.pure_error_reason or no_law
         ),
-        _optional(
-            "Condition number",
-            None if fit.condition_number is None else f"{fit.condition_number:.3g}",
-            "of the design; above about 100 the runs cannot tell the coefficients apart",
-        ),
+        _optional("Residual sd of the fit", _nats(fit.residual_sd), "noise and misfit together", no_law),
+        _optional("Lack of fit", None if p is None else f"p = {p:.3g}", _lack_of_fit(p), _NO_TEST),
+        _optional("Condition number", None if condition is None else f"{condition:.3g}", _CONDITION_NOTE, no_law),
         _optional(
             "Held-out error",
             None if heldout_error_ratio is None else f"{heldout_error_ratio:.2%}",
-            "median |predicted − measured| / measured at the target; no interval: too few shapes"
-            if heldout_error_ratio is not None
-            else "no shape has both a predicted and a measured loss at the target",
+            "median |predicted − measured| / measured at the target; no interval: too few shapes",
+            "no shape has both a predicted and a measured loss at the target",
         ),
     ]
 
@@ -183,16 +176,17 @@ def fit_facts(analysis: Analysis, heldout_error_ratio: float | None) -> list[Fac
 _NOISE_NOTE = "from replicates that differ in the seed alone; no interval: few degrees of freedom"
 
 
-def _optional(name: str, value: str | None, note: str) -> Fact:
-    return Fact(name=name, value="none" if value is None else value, note=note)
+_CONDITION_NOTE = "of the design: 1 is ideal; large means that the runs cannot tell the coefficients apart"
+_NO_TEST = "no test: it needs replicates and more shapes than coefficients"
 
 
-def _optimum(optimum: object) -> str | None:
-    from scaling.law_fit import Optimum
+def _optional(name: str, value: str | None, note: str, reason: str) -> Fact:
+    """A fact with its note, or "none" with the reason."""
+    return Fact(name=name, value="none", note=reason) if value is None else Fact(name=name, value=value, note=note)
 
-    if not isinstance(optimum, Optimum):
-        return None
-    return f"{optimum.value:.3g} {between(optimum.interval)}"
+
+def _optimum(optimum: Optimum | None) -> str | None:
+    return None if optimum is None else f"{optimum.value:.3g} {between(optimum.interval)}"
 
 
 def _nats(value: float | None) -> str | None:
@@ -200,9 +194,7 @@ def _nats(value: float | None) -> str | None:
 
 
 def _lack_of_fit(p: float | None) -> str:
-    if p is None:
-        return "no test: it needs replicates and more shapes than coefficients"
-    if p < 0.05:
+    if p is not None and p < 0.05:
         return "F test against the replicates: the law misses something that the runs repeat"
     return "F test against the replicates: no misfit beyond the noise is shown"
 

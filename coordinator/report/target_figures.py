@@ -88,7 +88,8 @@ def no_recommendation(record: RunRecord) -> str:
     ended = sum(trial.state in ("succeeded", "failed") for trial in record.trials)
     if record.state != "finished":
         return (
-            f"the run is {record.state}, {ended} of {plural(len(record.trials), 'planned trial')} ended; it comes last."
+            f"the run is {record.state}, {ended} of {plural(len(record.trials), 'planned trial')} ended; "
+            "the recommendation comes last."
         )
     if record.analysis is None:
         return "no loss at the fit's size was measured, so nothing was fitted."
@@ -376,6 +377,10 @@ def _reference_legend(
         entries.append(
             LegendEntry(glyph="diamond", colour="recommended", text="recommended shape at the target", kind="measured")
         )
+    target_colour = _size_colour(next(k for k, size in enumerate(sizes) if same_size(target[0], size)), len(sizes))
+    entries.append(
+        LegendEntry(glyph="dashes", colour=target_colour, text=f"N = {short(target[0])}, the target", kind="predicted")
+    )
     entries.append(LegendEntry(glyph="ring", colour="soft", text="best shape of a cell, fitted", kind="predicted"))
     entries.append(
         LegendEntry(glyph="dashes", colour="soft", text="reference law, by the colour of N", kind="predicted")
