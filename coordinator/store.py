@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -488,18 +489,32 @@ def _take_lock(run_directory: Path) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StoreError(_cannot_write(run_directory, error)) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock_for_writing(lock):
         holder = os.pread(lock, 32, 0).decode() or "unknown"
         os.close(lock)
         raise StoreError(
             f"another coordinator (process {holder}) holds {run_directory}.\n"
             "Watch it with `archfleet status`, stop it, or start a run beside it with `archfleet run --new`."
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+        )
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        os.close(lock)
+        raise StoreError(_cannot_write(run_directory, error)) from None
     return lock
+
+
+def _lock_for_writing(lock: int) -> bool:
+    """Whether the lock was got. Tried for a while: `archfleet status` shares it for an instant to see if it is held."""
+    for _ in range(10):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
 
 
 def _close_quietly(connection: sqlite3.Connection | None, lock: int) -> None:

@@ -1,5 +1,6 @@
 """The store: one writer, rising epochs, one result a trial, and nothing acknowledged is ever lost."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -7,13 +8,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from coordinator import planner
 from coordinator.errors import StoreError
-from coordinator.plan import Plan
+from coordinator.plan import Plan, PlannedTrial
 from coordinator.store import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, Store, StoreReader
 from scaling.observations import Progress
 
@@ -70,6 +73,13 @@ def test_an_existing_directory_is_not_overwritten(store: Store, study) -> None:
 def test_a_second_writer_is_refused_with_the_first_ones_pid(store: Store) -> None:
     with pytest.raises(StoreError, match=f"process {os.getpid()}"):
         Store.resume(store.run_directory)
+
+
+def test_someone_looking_at_the_moment_of_opening_does_not_pass_for_a_writer(run_copy: Path) -> None:
+    looking = os.open(run_copy / LOCK_NAME, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)  # what `archfleet status` does for an instant
+    threading.Timer(0.05, os.close, (looking,)).start()
+    Store.resume(run_copy).close()
 
 
 def test_the_lock_is_free_again_after_closing(run_copy: Path) -> None:
@@ -323,6 +333,31 @@ def test_a_full_disk_is_told_and_the_store_goes_on_when_there_is_room_again(driv
     assert row_of(driver.store, trial).state == "succeeded"
 
 
+CREATE_WITH_LITTLE_ROOM = """
+import resource, sys
+from pathlib import Path
+from coordinator.errors import StoreError
+from coordinator.store import Store
+from coordinator.study import read_study
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    Store.create(Path(sys.argv[1]), read_study("quick"), now_unix=0)
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("num_bytes", [0, 2, 4_096, 20_000])
+def test_a_disk_full_at_the_start_is_told_and_leaves_nothing(tmp_path: Path, num_bytes: int) -> None:
+    """The limit on file sizes fails writes after a number of bytes, as a full disk does."""
+    run = tmp_path / "quick-1"
+    command = [sys.executable, "-c", CREATE_WITH_LITTLE_ROOM, str(run), str(num_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"cannot write to {run}: "), done.stderr
+    assert not run.exists()
+
+
 def test_a_failed_commit_leaves_no_open_transaction(store: Store) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         insert_an_orphan_that_only_the_commit_refuses(store)
@@ -343,38 +378,67 @@ WRITER = """
 import sys
 from pathlib import Path
 from coordinator.store import Store
+from scaling.observations import TrainingObservation
 
+template = TrainingObservation.model_validate_json(Path(sys.argv[2]).read_text())
 with Store.resume(Path(sys.argv[1])) as store:
-    done = len(store.counters())
-    while True:
-        done += 1
-        store.count(f"result-{done}")
-        print(done, flush=True)
-"""
-
-
-def test_acknowledged_rows_survive_kill_9(store: Store) -> None:
-    directory = store.run_directory
-    shutil.copytree(directory, directory.with_name("killed"), ignore=shutil.ignore_patterns("*-shm", LOCK_NAME))
-    directory = directory.with_name("killed")
-    source = random.Random(20260101)
-    acknowledged = 0
-    for _ in range(10):
-        acknowledged = max(
-            acknowledged, last_acknowledged_before_a_kill(directory, after_seconds=source.uniform(0, 0.1))
+    store.requeue_running(now_unix=0)
+    for row in store.trials():
+        if row.state != "queued":
+            continue
+        store.lease(
+            row.trial_id, agent="a", hardware="cpu-generic", epoch=row.epoch + 1, now_unix=0, expires_unix=60
         )
-        with Store.resume(directory) as reopened:
-            assert set(reopened.counters()) >= {f"result-{number}" for number in range(1, acknowledged + 1)}
-            assert reopened._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-    assert acknowledged >= 10
+        result = template.model_copy(update={"assignment_id": row.trial_id})
+        store.record_result(row.trial_id, row.epoch + 1, result, now_unix=1)
+        print(row.trial_id, flush=True)
+"""
+NUM_KILLS = 10
 
 
-def last_acknowledged_before_a_kill(directory: Path, *, after_seconds: float) -> int:
-    """Start a writer, kill it some time after its first acknowledgement, and return its last one."""
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True) as process:
+def test_acknowledged_results_survive_kill_9(driver, world, tmp_path: Path) -> None:
+    template = planned_with_seeds(driver, num=500)
+    (tmp_path / "result.json").write_text(world.observe(template.assignment).model_dump_json())
+    directory = tmp_path / "killed"
+    shutil.copytree(driver.store.run_directory, directory, ignore=shutil.ignore_patterns("*-shm", LOCK_NAME))
+    source = random.Random(20260101)
+    acknowledged: set[str] = set()
+    for _ in range(NUM_KILLS):
+        acknowledged |= acknowledged_before_a_kill(
+            directory, tmp_path / "result.json", after_seconds=source.uniform(0, 0.05)
+        )
+        with StoreReader.open(directory) as reader:
+            stored = [observation.assignment_id for observation in reader.observations()]
+            succeeded = {row.trial_id for row in reader.trials() if row.state == "succeeded"}
+            assert reader._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert len(stored) == len(set(stored))
+        assert acknowledged <= set(stored) == succeeded
+    assert len(acknowledged) >= NUM_KILLS
+
+
+def planned_with_seeds(driver, *, num: int) -> PlannedTrial:
+    """Queue many trials that differ in their seed alone; the first of them."""
+    planned = planner.next_plan(driver.state()).trials[0]
+    recipe = planned.assignment.recipe
+    trials = tuple(
+        planned.model_copy(
+            update={
+                "assignment": planned.assignment.model_copy(update={"recipe": recipe.model_copy(update={"seed": seed})})
+            }
+        )
+        for seed in range(num)
+    )
+    assert len(driver.store.add_plan(Plan(stage="many", trials=trials), now_unix=0)) == num
+    return trials[0]
+
+
+def acknowledged_before_a_kill(directory: Path, result: Path, *, after_seconds: float) -> set[str]:
+    """Start a writer, kill it some time after its first acknowledgement; all that it acknowledged."""
+    command = [sys.executable, "-c", WRITER, str(directory), str(result)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        first = int(process.stdout.readline())
+        first = process.stdout.readline()
         time.sleep(after_seconds)
         process.send_signal(signal.SIGKILL)
-        numbers = [int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
-    return max([first, *numbers])
+        lines = [first, *process.stdout.read().splitlines(keepends=True)]
+    return {line.strip() for line in lines if line.endswith("\n")}
