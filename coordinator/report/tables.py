@@ -201,10 +201,10 @@ def _lack_of_fit(p: float | None) -> str:
 
 def fit_messages(analysis: Analysis) -> list[str]:
     """Everything that the fits say of themselves, each sentence once."""
-    messages = [*analysis.law_fit.messages, *(f"All sizes together: {text}" for text in analysis.pooled.messages)]
-    messages += [f"N = {short(size)}: {text}" for size, fit in analysis.by_size for text in fit.messages]
-    own = set(analysis.law_fit.messages)
-    return [text for text in dict.fromkeys(messages) if text in own or text.partition(": ")[2] not in own]
+    own = analysis.law_fit.messages
+    others = [("All sizes together", text) for text in analysis.pooled.messages]
+    others += [(f"N = {short(size)}", text) for size, fit in analysis.by_size for text in fit.messages]
+    return [*own, *(f"{of}: {text}" for of, text in others if text not in own)]
 
 
 def held_out_rows(recommendation: Recommendation | None) -> list[HeldOutRow]:

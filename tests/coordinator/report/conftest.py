@@ -40,6 +40,17 @@ CORPUS = {
     "shards": [{"role": "train", "sha256": "1" * 64, "num_tokens": 2_700_000, "num_documents": 357}],
     "description": "synthetic corpus <no text at all>",
 }
+SCIENCE = {
+    "reference": (
+        {"num_parameters": 50e3, "tokens_per_parameter": 5},
+        {"num_parameters": 50e3, "tokens_per_parameter": 10, "num_shapes": 7},
+        {"num_parameters": 50e3, "tokens_per_parameter": 20},
+        {"num_parameters": 100e3, "tokens_per_parameter": 5},
+    ),
+    "fit": {"num_parameters": 100e3, "tokens_per_parameter": 10, "num_centre_replicates": 3},
+    "target": {"num_parameters": 200e3, "tokens_per_parameter": 10},
+}
+"""The study's sizes are pinned here: the shipped studies are tuned to machines, and these pages are not about them."""
 SPEED = Speed(seconds_per_token=1e-5, seconds_per_token_parameter=1e-10, num_agents=2)
 NOISE_SD = 0.010
 
@@ -232,8 +243,9 @@ def simulate(tmp_path: Path) -> Iterator[Simulate]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """A finished run of the shipped study `laptop`: two failed attempts, a reduced token scale, every stage."""
-    simulation = Simulation(tmp_path_factory.mktemp("report") / "laptop", read_study("laptop"), token_scale=0.8)
+    """A finished run of two sizes and a target: two failed attempts, a reduced token scale, every stage."""
+    study = StudySpec.model_validate(read_study("laptop").model_dump() | SCIENCE)
+    simulation = Simulation(tmp_path_factory.mktemp("report") / "laptop", study, token_scale=0.8)
     simulation.store.set_meta("corpus", json.dumps(CORPUS))
     simulation.plan()
     for trial in simulation.store.trials()[:2]:
