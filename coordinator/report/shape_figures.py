@@ -193,7 +193,7 @@ def _legend(
         for step, (low, high) in enumerate(pairwise(edges))
     ]
     if fit is not None and fit.residual_sd is not None:
-        text = f"±1 sd of one run: {fit.residual_sd:.4f} nats/token"
+        text = f"±1 residual sd of one run: {fit.residual_sd:.4f} nats/token"
         entries.append(LegendEntry(glyph="bar", colour="soft", text=text, kind="measured"))
     if fit is not None and fit.num_left_out:
         entries.append(LegendEntry(glyph="cross", colour="soft", text="outside the law's range of r: not fitted"))
