@@ -13,6 +13,7 @@ from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator import planner
 from coordinator.analysis import analyse
 from coordinator.budget import Speed
+from coordinator.outputs import write_outputs
 from coordinator.recommendation import make_recommendation
 from coordinator.store import AgentRow, Store
 from coordinator.study import StudySpec, read_study
@@ -256,3 +257,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, study: StudySpec, wor
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """The finished run, to write to."""
     return Path(shutil.copytree(finished_run, tmp_path / "runs" / finished_run.name))
+
+
+@pytest.fixture(scope="session")
+def written_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run with its outputs. Shared: copy it before writing to it."""
+    run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("written") / finished_run.name))
+    write_outputs(run)
+    return run

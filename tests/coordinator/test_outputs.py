@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,40 +17,30 @@ from coordinator.runs_table import fit_table, read_runs_table
 from coordinator.store import Store
 
 
-@pytest.fixture
-def written(run_copy: Path) -> Path:
-    write_outputs(run_copy)
-    return run_copy
-
-
 def rows_of(run: Path) -> list[dict[str, str]]:
     with (run / "runs.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def test_every_output_is_written_and_named(run_copy: Path) -> None:
-    paths = write_outputs(run_copy)
-    assert all(path.is_file() and path.stat().st_size for path in paths)
-    names = {str(path.relative_to(run_copy)) for path in paths}
-    assert {"report.html", "runs.csv", "recommendation.json", "architectures/recommended/config.json"} <= names
+def test_writing_again_names_every_output_and_changes_none(written_run: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(written_run, tmp_path / written_run.name))
+    paths = {path.relative_to(again) for path in write_outputs(again)}
+    assert {"report.html", "runs.csv", "recommendation.json", "architectures/recommended/config.json"} <= set(
+        map(str, paths)
+    )
+    for path in paths - {Path("report.html")}:  # the report names its own directory
+        assert (again / path).read_bytes() == (written_run / path).read_bytes()
+    assert not list(again.rglob(".*.new"))
 
 
-def test_writing_twice_gives_the_same_files(written: Path) -> None:
-    before = {path: path.read_bytes() for path in written.rglob("*.json")} | {0: (written / "runs.csv").read_bytes()}
-    write_outputs(written)
-    after = {path: path.read_bytes() for path in written.rglob("*.json")} | {0: (written / "runs.csv").read_bytes()}
-    assert after == before
-    assert not list(written.glob(".*.new"))
+def test_recommendation_file_is_the_stored_one(written_run: Path) -> None:
+    text = (written_run / "recommendation.json").read_text(encoding="utf-8")
+    assert Recommendation.model_validate_json(text) == read_record(written_run).recommendation
 
 
-def test_recommendation_file_is_the_stored_one(written: Path) -> None:
-    text = (written / "recommendation.json").read_text(encoding="utf-8")
-    assert Recommendation.model_validate_json(text) == read_record(written).recommendation
-
-
-def test_table_has_one_row_a_trial_with_the_stored_loss(written: Path) -> None:
-    record = read_record(written)
-    rows = {row["trial_id"]: row for row in rows_of(written)}
+def test_table_has_one_row_a_trial_with_the_stored_loss(written_run: Path) -> None:
+    record = read_record(written_run)
+    rows = {row["trial_id"]: row for row in rows_of(written_run)}
     assert set(rows) == {trial.trial_id for trial in record.trials}
     for trial_id, run in record.training.items():
         assert float(rows[trial_id]["loss"]) == pytest.approx(run.loss, abs=1e-6)
@@ -60,8 +51,8 @@ def test_table_has_one_row_a_trial_with_the_stored_loss(written: Path) -> None:
 
 
 @pytest.mark.parametrize("law", ["chinchilla", "conditional"])
-def test_table_is_read_by_archfleet_fit(written: Path, law: str) -> None:
-    result = fit_table(read_runs_table(written / "runs.csv"), law)
+def test_table_is_read_by_archfleet_fit(written_run: Path, law: str) -> None:
+    result = fit_table(read_runs_table(written_run / "runs.csv"), law)
     assert result["num_points"] > 0
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
@@ -78,14 +69,14 @@ def test_a_run_without_recommendation_gets_report_and_table_alone(store: Store) 
     assert "none: no law could be fitted" in closing_words(store.run_directory)
 
 
-def test_closing_words_give_the_answer_and_the_places(written: Path) -> None:
-    words = closing_words(written)
-    assert read_record(written).recommendation.sentence() in words
-    assert str(written / "report.html") in words
+def test_closing_words_give_the_answer_and_the_places(written_run: Path) -> None:
+    words = closing_words(written_run)
+    assert read_record(written_run).recommendation.sentence() in words
+    assert str(written_run / "report.html") in words
 
 
-def test_every_measured_shape_has_a_name(written: Path) -> None:
-    record = read_record(written)
+def test_every_measured_shape_has_a_name(written_run: Path) -> None:
+    record = read_record(written_run)
     shapes = named_shapes(record)
     assert {"recommended", "baseline", "panda"} <= set(shapes)
     assert {o.architecture for o in record.serving.values()} <= set(shapes.values())
@@ -103,10 +94,10 @@ print(json.dumps(counts))
 """
 
 
-def test_configs_build_in_transformers_with_exactly_the_counted_parameters(written: Path) -> None:
+def test_configs_build_in_transformers_with_exactly_the_counted_parameters(written_run: Path) -> None:
     pytest.importorskip("transformers")
-    shapes = named_shapes(read_record(written))
-    expected = {str(written / "architectures" / name): shape.num_total_parameters for name, shape in shapes.items()}
+    shapes = named_shapes(read_record(written_run))
+    expected = {str(written_run / "architectures" / name): shape.num_total_parameters for name, shape in shapes.items()}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", BUILD, *expected]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
