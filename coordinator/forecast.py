@@ -1,4 +1,7 @@
-"""Forecast: how much of a study is still to come, in trials and in seconds, and a trial in a few words."""
+"""Forecast: how much of a study is still to come, in trials and in seconds, and a trial in a few words.
+
+The probe at the start cannot know who else will use the machine later: what finished trials really took corrects it.
+"""
 
 from collections.abc import Sequence
 
@@ -25,16 +28,31 @@ def expected_trials(study: StudySpec, trials: Sequence[TrialRow]) -> int:
 
 
 def seconds_left(study: StudySpec, trials: Sequence[TrialRow], speed: Speed, scale: float) -> float:
-    """Estimated wall seconds to the end, from measured speed."""
+    """Estimated wall seconds to the end, from the probed speed and how much slower trials have been than it said."""
     open_trials = [t for t in trials if t.state in ("queued", "running")]
     known = sum(speed.assignment_seconds(t.planned.assignment) * (1 - t.done_fraction) for t in open_trials)
-    fit, target = study.fit, study.target
     num_fit, num_bench, num_validation = _future_counts(study, trials)
-    future = num_fit * speed.train_seconds(fit.num_parameters, scale * fit.num_parameters * fit.tokens_per_parameter)
-    future += num_validation * speed.train_seconds(
-        target.num_parameters, scale * target.num_parameters * target.tokens_per_parameter
-    )
-    return (known + future + num_bench * bench_seconds(study)) / speed.num_agents
+    future = num_fit * fit_run_seconds(study, speed, scale) + num_validation * target_run_seconds(study, speed, scale)
+    return slowdown(trials, speed) * (known + future + num_bench * bench_seconds(study)) / speed.num_agents
+
+
+def fit_run_seconds(study: StudySpec, speed: Speed, scale: float) -> float:
+    """Agent-seconds of one run at the fit's size, as probed."""
+    fit = study.fit
+    return speed.train_seconds(fit.num_parameters, scale * fit.num_parameters * fit.tokens_per_parameter)
+
+
+def target_run_seconds(study: StudySpec, speed: Speed, scale: float) -> float:
+    """Agent-seconds of one run at the target, as probed."""
+    target = study.target
+    return speed.train_seconds(target.num_parameters, scale * target.num_parameters * target.tokens_per_parameter)
+
+
+def slowdown(trials: Sequence[TrialRow], speed: Speed) -> float:
+    """What finished training trials took, over what the probe said; 1 while none has finished."""
+    done = [t for t in trials if t.state == "succeeded" and t.phase == "train"]
+    expected = sum(speed.assignment_seconds(t.planned.assignment) for t in done)
+    return sum(t.spent_seconds for t in done) / expected if expected else 1.0
 
 
 def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, int, int]:

@@ -145,7 +145,9 @@ class Coordinator:
         self.store.add_recommendation(recommendation.model_dump(mode="json"), now_unix=now)
 
     def _state(self) -> planner.StudyState:
-        return planner.state_of(self.store, corpus_id=self.corpus_id)
+        earlier = float(self.store.meta("wall_seconds") or 0)
+        elapsed = earlier + self.monotonic() - self.started_monotonic
+        return planner.state_of(self.store, corpus_id=self.corpus_id, elapsed_seconds=elapsed)
 
     def _turn(self) -> None:
         self._carry_out(self._dispatch.tick(now=self.monotonic()))

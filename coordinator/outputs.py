@@ -1,6 +1,7 @@
 """What a run leaves behind for people and programs, written from its store: report, recommendation, configs, table."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -43,28 +44,27 @@ _COLUMNS = (
 
 def write_table(record: RunRecord) -> Path:
     """Every trial as a row of runs.csv; `archfleet fit` reads the finished training runs of it as they are."""
-    path = record.run_directory / "runs.csv"
     results: dict[str, Observation] = {**record.training, **record.serving}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=_COLUMNS)
-        writer.writeheader()
-        for trial in record.trials:
-            assignment = trial.planned.assignment
-            row: dict[str, Any] = {
-                "trial_id": trial.trial_id,
-                "role": trial.planned.role,
-                "state": trial.state,
-                "stage": trial.stage,
-                "attempts": trial.attempts,
-                "agent": trial.agent,
-                "hardware": trial.hardware,
-                "reason": trial.planned.reason,
-                **_shape_columns(assignment.architecture),
-            }
-            if isinstance(assignment, TrainAssignment):
-                row |= {"n_tokens": assignment.recipe.num_tokens, "seed": assignment.recipe.seed}
-            writer.writerow(row | _result_columns(results.get(trial.trial_id)))
-    return path
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=_COLUMNS)
+    writer.writeheader()
+    for trial in record.trials:
+        assignment = trial.planned.assignment
+        row: dict[str, Any] = {
+            "trial_id": trial.trial_id,
+            "role": trial.planned.role,
+            "state": trial.state,
+            "stage": trial.stage,
+            "attempts": trial.attempts,
+            "agent": trial.agent,
+            "hardware": trial.hardware,
+            "reason": trial.planned.reason,
+            **_shape_columns(assignment.architecture),
+        }
+        if isinstance(assignment, TrainAssignment):
+            row |= {"n_tokens": assignment.recipe.num_tokens, "seed": assignment.recipe.seed}
+        writer.writerow(row | _result_columns(results.get(trial.trial_id)))
+    return _write(record.run_directory / "runs.csv", table.getvalue())
 
 
 def _shape_columns(shape: Architecture) -> dict[str, Any]:

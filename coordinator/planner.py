@@ -16,7 +16,8 @@ import numpy as np
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator.analysis import Analysis, analyse, same_size
-from coordinator.budget import Speed
+from coordinator.budget import FINISHING_SECONDS, Speed
+from coordinator.forecast import fit_run_seconds, seconds_left, slowdown
 from coordinator.plan import Plan, PlannedTrial, Role
 from coordinator.recommendation import Choice, choose, serving_candidates
 from coordinator.shapes import baseline_at, candidates_at, centre_index, spread
@@ -41,6 +42,14 @@ class StudyState:
     stages: tuple[str, ...]
     trials: tuple[TrialRow, ...]
     observations: tuple[Observation, ...]
+    elapsed_seconds: float
+    """Wall seconds that this study has run, earlier sessions included."""
+
+    @property
+    def overrun_seconds(self) -> float:
+        """By how much the study would outlast its budget if nothing were left out; negative when there is time."""
+        left = seconds_left(self.study, self.trials, self.speed, self.token_scale)
+        return self.elapsed_seconds + left + FINISHING_SECONDS - 60 * self.study.budget.wall_minutes
 
     @cached_property
     def analysis(self) -> Analysis | None:
@@ -52,7 +61,7 @@ class StudyState:
         return [t for t in self.trials if t.phase in phases and t.state in ("queued", "running")]
 
 
-def state_of(store: StoreReader, *, corpus_id: str) -> StudyState:
+def state_of(store: StoreReader, *, corpus_id: str, elapsed_seconds: float = 0.0) -> StudyState:
     """Read the state that the next plan follows from."""
     speed, scale = store.meta("speed"), store.meta("token_scale")
     assert speed is not None, "agents are priced before anything is planned"
@@ -65,6 +74,7 @@ def state_of(store: StoreReader, *, corpus_id: str) -> StudyState:
         stages=tuple(plan.stage for plan in store.plans()),
         trials=tuple(store.trials()),
         observations=tuple(store.observations()),
+        elapsed_seconds=elapsed_seconds,
     )
 
 
@@ -135,12 +145,13 @@ def _proposed_round(state: StudyState, stage: str) -> Plan:
     at_size = [t for t in state.trials if _is_fit_run(t, state, tokens)]
     done = [t for t in at_size if t.state not in ("queued", "running")]
     running = [t for t in at_size if t.state in ("queued", "running")]
+    num_affordable = _affordable_runs(state)
     proposals = propose(
         law_fit,
         candidates,
         existing=_indices(candidates, done),
         pending=_indices(candidates, running),
-        num=fit.num_runs_per_round,
+        num=num_affordable,
         seconds_per_run=_seconds_per_run(state, candidates, tokens),
     )
     trials = tuple(
@@ -154,12 +165,29 @@ def _proposed_round(state: StudyState, stage: str) -> Plan:
         )
         for k, p in enumerate(proposals)
     )
-    notes = (
-        ()
-        if law_fit is None or law_fit.law is not None
-        else ("No law could be fitted yet: this round fills the space.",)
+    notes = []
+    if law_fit is None or law_fit.law is None:
+        notes.append("No law could be fitted yet: this round fills the space.")
+    if num_affordable < fit.num_runs_per_round:
+        notes.append(f"{num_affordable} runs instead of {fit.num_runs_per_round}: {_slower(state)}")
+    return Plan(stage=stage, trials=trials, notes=tuple(notes))
+
+
+def _affordable_runs(state: StudyState) -> int:
+    """Runs of this round, so that the study keeps its budget: at least one in every round that is still to come."""
+    fit = state.study.fit
+    rounds_left = fit.num_rounds - sum(stage.startswith("round-") for stage in state.stages)
+    wanted = rounds_left * fit.num_runs_per_round
+    each = fit_run_seconds(state.study, state.speed, state.token_scale) * slowdown(state.trials, state.speed)
+    too_many = max(0, math.ceil(state.overrun_seconds * state.speed.num_agents / each))
+    return min(fit.num_runs_per_round, max(1, (wanted - too_many) // rounds_left))
+
+
+def _slower(state: StudyState) -> str:
+    return (
+        f"trials take {slowdown(state.trials, state.speed):.1f} times as long as probed, "
+        f"and the budget is {state.study.budget.wall_minutes:g} min."
     )
-    return Plan(stage=stage, trials=trials, notes=notes)
 
 
 def _is_fit_run(trial: TrialRow, state: StudyState, tokens: float) -> bool:
@@ -216,16 +244,13 @@ def _serving(state: StudyState) -> Plan:
 def _check(state: StudyState) -> Plan:
     target = state.study.target
     tokens = target.num_parameters * target.tokens_per_parameter
-    baseline = baseline_at(state.study)
-    trials = [
-        _train(
-            state, baseline, tokens, "validation", f"the baseline, {target.baseline}'s ratios, at the target", seed=seed
-        )
-        for seed in range(target.num_validation_seeds)
-    ]
+    seeds = range(target.num_validation_seeds if state.overrun_seconds <= 0 else 1)
+    reason = f"the baseline, {target.baseline}'s ratios, at the target"
+    trials = [_train(state, baseline_at(state.study), tokens, "validation", reason, seed=seed) for seed in seeds]
     if (worse := _worse_shape(state)) is not None:
         trials.append(_train(state, worse, tokens, "validation", "a shape predicted to be worse, at the target"))
-    return Plan(stage="check", trials=tuple(trials))
+    notes = () if len(seeds) == target.num_validation_seeds else (f"One seed a shape at the target: {_slower(state)}",)
+    return Plan(stage="check", trials=tuple(trials), notes=notes)
 
 
 def _worse_shape(state: StudyState) -> Architecture | None:
@@ -249,9 +274,15 @@ def _verdict(state: StudyState) -> Plan:
         return Plan(stage="verdict", trials=(), notes=("Nothing can be recommended: no law was fitted.",))
     trials = [
         _train(state, choice.recommended, tokens, "validation", "the recommended shape at the target", seed=seed)
-        for seed in range(target.num_validation_seeds)
+        for seed in range(_num_baseline_runs(state))
     ]
     return Plan(stage="verdict", trials=tuple(trials), notes=(choice.sentence(),))
+
+
+def _num_baseline_runs(state: StudyState) -> int:
+    """The recommended shape gets as many seeds as the baseline got."""
+    baseline = baseline_at(state.study)
+    return sum(t.stage == "check" and t.planned.assignment.architecture == baseline for t in state.trials)
 
 
 def choice_of(state: StudyState) -> Choice | None:
