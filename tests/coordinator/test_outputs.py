@@ -57,6 +57,15 @@ def test_table_is_read_by_archfleet_fit(written_run: Path, law: str) -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
+def test_a_table_that_cannot_be_written_leaves_the_old_one(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_table(read_record(run_copy))
+    before = path.read_bytes()
+    monkeypatch.setattr("coordinator.outputs._result_columns", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_table(read_record(run_copy))
+    assert path.read_bytes() == before
+
+
 def test_table_of_an_unfinished_run_holds_its_planned_trials(driver) -> None:
     driver.plan()
     driver.run_trial(driver.queued()[0])
