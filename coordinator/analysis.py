@@ -56,7 +56,7 @@ class Analysis:
     def agreement(self) -> str:
         """Whether x* and r* agree between the sizes at which several shapes were run."""
         if len(self.by_size) < 2:
-            return "Only one size has enough shapes: whether x* and r* agree between sizes was not tested."
+            return "Fewer than two sizes have enough shapes: whether x* and r* agree between sizes was not tested."
         return " ".join(_agreement(name, self.by_size) for name in ("x", "r"))
 
     def to_json(self) -> dict[str, Any]:

@@ -228,14 +228,10 @@ def make_recommendation(
     found = choice.shortlist
     baseline = found.candidates.architecture(found.baseline)
     rates = measured_throughput(observations)
-    runs = [
-        o
-        for o in observations
-        if isinstance(o, TrainingObservation) and same_size(o.architecture.num_parameters, study.target.num_parameters)
-    ]
+    N, D = target_point(study, token_scale)
+    runs = [o for o in observations if isinstance(o, TrainingObservation) and _is_at(o, N, D)]
     held_out = _held_out(analysis, choice, baseline, runs)
     difference = _loss_difference(analysis, choice.recommended, baseline, runs)
-    N, D = target_point(study, token_scale)
     recipe = study.serving.recipe
     answer = HardwareRecommendation(
         hardware=HOST_PROFILE,
@@ -270,6 +266,11 @@ def make_recommendation(
         gpu_predictions=_gpu_predictions(study, (choice.recommended, baseline)),
         made_unix=made_unix,
     )
+
+
+def _is_at(run: TrainingObservation, N: float, D: float) -> bool:
+    """Whether a run was made at the target: its size, and its D to within a batch."""
+    return same_size(run.architecture.num_parameters, N) and abs(run.num_tokens - D) <= run.recipe.batch_tokens
 
 
 def _held_out(
