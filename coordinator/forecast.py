@@ -52,7 +52,8 @@ def slowdown(trials: Sequence[TrialRow], speed: Speed) -> float:
     """What finished training trials took, over what the probe said; 1 while none has finished."""
     done = [t for t in trials if t.state == "succeeded" and t.phase == "train"]
     expected = sum(speed.assignment_seconds(t.planned.assignment) for t in done)
-    return sum(t.spent_seconds for t in done) / expected if expected else 1.0
+    # Spent time is by the wall clock, which may have been set back: never so little that a run seems to cost nothing.
+    return max(0.1, sum(t.spent_seconds for t in done) / expected) if expected else 1.0
 
 
 def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, int, int]:

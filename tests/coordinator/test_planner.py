@@ -226,6 +226,58 @@ def test_a_proposed_repeat_of_a_shape_gets_a_seed_of_its_own(make_driver, tmp_pa
     assert len(set(fit_runs)) == len(fit_runs)
 
 
+@pytest.fixture
+def wide_driver(make_driver, tmp_path: Path, study, world):
+    """A study with four runs a round and two seeds at the target, its first round done."""
+    wide = study.model_copy(
+        update={
+            "fit": study.fit.model_copy(update={"num_runs_per_round": 4}),
+            "target": study.target.model_copy(update={"num_validation_seeds": 2}),
+        }
+    )
+    with Store.create(tmp_path / "wide", wide, now_unix=0) as store:
+        driver = make_driver(store, world)
+        driver.plan()
+        driver.run_queue()
+        yield driver
+
+
+def late(driver, *, seconds: float) -> planner.StudyState:
+    return planner.state_of(driver.store, corpus_id=driver.state().corpus_id, elapsed_seconds=seconds)
+
+
+def test_a_round_within_the_budget_is_whole(wide_driver) -> None:
+    assert len(planner.next_plan(late(wide_driver, seconds=0)).trials) == 4
+
+
+def test_a_late_study_proposes_one_run_a_round_and_says_so(wide_driver) -> None:
+    plan = planner.next_plan(late(wide_driver, seconds=10_000))
+    assert len(plan.trials) == 1
+    assert "1 runs instead of 4" in plan.notes[-1]
+
+
+def test_a_late_study_trains_one_seed_a_shape_at_the_target_and_says_so(wide_driver) -> None:
+    while "serving" not in late(wide_driver, seconds=0).stages:
+        wide_driver.store.add_plan(planner.next_plan(late(wide_driver, seconds=0)), now_unix=0)
+        for trial_id in wide_driver.queued():
+            if trial_id.startswith("train"):
+                wide_driver.run_trial(trial_id)
+    plan = planner.next_plan(late(wide_driver, seconds=10_000))
+    assert plan.stage == "check"
+    assert sum("the baseline" in trial.reason for trial in plan.trials) == 1
+    assert plan.notes[0].startswith("One seed a shape at the target")
+
+
+def test_a_wall_clock_set_back_does_not_stop_the_planning(driver, world) -> None:
+    driver.plan()
+    assignments = {row.trial_id: row.planned.assignment for row in driver.store.trials()}
+    for trial_id in driver.queued():
+        epoch = driver.lease(trial_id)
+        driver.store.record_result(trial_id, epoch, world.observe(assignments[trial_id]), now_unix=0)
+    assert sum(row.spent_seconds for row in driver.store.trials()) == 0
+    assert planner.next_plan(driver.state()).stage == "round-1"
+
+
 def test_proposed_shapes_belong_to_the_space(finished_run: Path, study) -> None:
     candidates = candidates_at(study, study.fit.num_parameters)
     with StoreReader.open(finished_run) as reader:
