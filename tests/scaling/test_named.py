@@ -27,11 +27,14 @@ def test_the_papers_models_have_the_papers_ratios():
     if not REFERENCE.exists():
         pytest.skip(f"no reference data at {REFERENCE}")
     models = {model["name"].lower(): model["derived"] for model in json.loads(REFERENCE.read_text())["models"]}
-    for name in ("llama-3.2-1b", "panda-1b", "surefire-1b", "llama-3.2-3b", "panda-3b", "surefire-3b"):
-        architecture, derived = named_architecture(name), models[name]
+    assert len(models) == 7
+    for name, derived in models.items():
+        architecture = named_architecture(name)
         assert architecture.num_parameters == derived["n_params_non_embed_matrices"]
         assert architecture.mlp_attention_ratio == pytest.approx(derived["r"], abs=1e-6)
-        assert architecture.width_ratio == pytest.approx(derived["d_over_sqrt_n"], abs=1e-6)
+        assert architecture.width_ratio == pytest.approx(
+            derived["d_over_sqrt_n"], abs=1e-6
+        )  # as many digits as are given
         assert architecture.key_value_elements_per_token == derived["kv_cache_values_per_token"]
 
 
