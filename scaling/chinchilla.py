@@ -3,33 +3,37 @@
 The objective is that of arXiv 2203.15556 and 2404.10102: the sum of Huber(delta) over residuals of ln loss. It is
 minimised in u = (ln E, ln A', alpha, ln B', beta) with A' = A/N0^alpha, B' = B/D0^beta and N0, D0 the geometric
 means of the data: A and alpha are correlated to 0.99 and more, A' and alpha are not, so that the minimum is found
-rather than a point on the valley floor; logarithms keep E, A and B positive.
+rather than a point on the valley floor; logarithms keep E, A and B positive. `scaling/chinchilla_solver.py` does it.
 """
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 
+from scaling.chinchilla_solver import ChinchillaProblem, Minima, minimise_from, refit
 from scaling.law import ChinchillaLaw, Floats
+from scaling.law_fit import Prediction
+from scaling.quantity import Interval, NotMeasured
 
 ChinchillaObjective = Literal["huber", "least_squares"]
+COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
+"""Order of the columns of `ChinchillaFit.draws`."""
 _NUM_UNKNOWNS = 5
 _SAME = 0.05
 """Values within 5 % count as one level of N, of D, or of D/N."""
 _ILL_CONDITIONED = 1e4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ChinchillaFit:
     """A fitted reference law, or why there is none.
 
     `objective` is the minimised sum (of Huber values, or of half squares, of residuals of ln loss).
     `condition_number` is that of the column-scaled Jacobian at the minimum. `not_identified` names the
-    coefficients that the design cannot tell apart.
+    coefficients that the design cannot tell apart. `draws` (B, 5) holds the bootstrap replicates of E, A, B, alpha,
+    beta, empty where none were asked for; `level` is the nominal coverage of intervals from them.
     """
 
     law: ChinchillaLaw | None
@@ -39,6 +43,8 @@ class ChinchillaFit:
     not_identified: tuple[str, ...]
     messages: tuple[str, ...]
     num_points: int
+    draws: Floats = field(default_factory=lambda: np.zeros((0, len(COEFFICIENTS))))
+    level: float = 0.9
 
     def predict(self, num_parameters: ArrayLike, num_tokens: ArrayLike) -> Floats:
         """L(N, D) in nats per token.
@@ -46,9 +52,42 @@ class ChinchillaFit:
         Raises:
             ValueError: there is no law; the fit's own sentences say why.
         """
+        return self._law().predict(num_parameters, num_tokens)
+
+    def predict_interval(self, num_parameters: ArrayLike, num_tokens: ArrayLike) -> Prediction:
+        """L(N, D) in nats per token with the interval of the expected loss; the arguments broadcast.
+
+        Raises:
+            ValueError: there is no law, or no bootstrap was asked for.
+        """
+        mean = self._law().predict(num_parameters, num_tokens)
+        if not len(self.draws):
+            raise ValueError("no interval without replicates: fit with num_bootstrap=1000, for instance")
+        E, A, B, alpha, beta = (column.reshape(-1, *[1] * mean.ndim) for column in self.draws.T)
+        N, D = np.asarray(num_parameters, dtype=float), np.asarray(num_tokens, dtype=float)
+        low, high = np.quantile(E + A * N**-alpha + B * D**-beta, self._tails(), axis=0)
+        return Prediction(mean, np.minimum(low, mean), np.maximum(high, mean))
+
+    def interval(self, name: str) -> Interval | NotMeasured:
+        """The interval of one coefficient, "E", "A", "B", "alpha" or "beta", or the reason for having none."""
+        column = COEFFICIENTS.index(name)
+        if self.law is None or name in self.not_identified:
+            return NotMeasured(reason=f"{name} is not identified. {' '.join(self.messages)}")
+        if not len(self.draws):
+            return NotMeasured(reason="no bootstrap replicates were asked for")
+        value = getattr(self.law, name)
+        low, high = np.quantile(self.draws[:, column], self._tails())
+        return Interval(
+            low=min(float(low), value), high=max(float(high), value), level=self.level, method="weighted bootstrap"
+        )
+
+    def _law(self) -> ChinchillaLaw:
         if self.law is None:
             raise ValueError(f"the Chinchilla law was not fitted, so it predicts nothing: {' '.join(self.messages)}")
-        return self.law.predict(num_parameters, num_tokens)
+        return self.law
+
+    def _tails(self) -> tuple[float, float]:
+        return (1 - self.level) / 2, (1 + self.level) / 2
 
 
 def fit_chinchilla(
@@ -58,8 +97,11 @@ def fit_chinchilla(
     *,
     objective: ChinchillaObjective = "huber",
     huber_delta: float = 1e-3,
+    num_bootstrap: int = 0,
+    level: float = 0.9,
+    seed: int = 0,
 ) -> ChinchillaFit:
-    """Estimate E, A, B, alpha and beta.
+    """Estimate E, A, B, alpha and beta, from 16 starting points.
 
     Args:
         num_parameters: N of every run, (n,).
@@ -67,6 +109,12 @@ def fit_chinchilla(
         losses: nats per token, (n,).
         objective: "huber" as published, or "least_squares" on ln loss.
         huber_delta: where Huber's parabola turns into a line, in units of ln loss.
+        num_bootstrap: replicates, for intervals; 0 for the estimate alone.
+        level: nominal coverage of intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the columns differ in length, or hold numbers that are not finite and positive.
     """
     N, D, L = (np.atleast_1d(np.asarray(column, dtype=float)) for column in (num_parameters, num_tokens, losses))
     if not N.shape == D.shape == L.shape or N.ndim != 1:
@@ -76,7 +124,13 @@ def fit_chinchilla(
     if len(L) < _NUM_UNKNOWNS + 1:
         return _too_few(len(L))
     delta = huber_delta if objective == "huber" else np.inf
-    return _fit(N, D, L, delta)
+    problem = _Problem(N, D, L, delta)
+    ends = minimise_from(problem.curve, problem.starts())
+    fit = _judge(problem, ends, *_identification(N, D))
+    if fit.law is None or not num_bootstrap:
+        return replace(fit, level=level)
+    draws = problem.bootstrap(ends.u[0], num_bootstrap, np.random.default_rng(seed))
+    return replace(fit, level=level, draws=draws[np.isfinite(draws).all(axis=1)])
 
 
 def _too_few(num_points: int) -> ChinchillaFit:
@@ -94,18 +148,13 @@ def _too_few(num_points: int) -> ChinchillaFit:
     )
 
 
-def _fit(N: Floats, D: Floats, L: Floats, delta: float) -> ChinchillaFit:
-    problem = _Problem(N, D, L, delta)
-    ends = [problem.minimise(start) for start in problem.starts()]
-    best = min(ends, key=problem.value)
-    # Two starts that end at the same height are the evidence that this is the minimum and not where one got stuck.
-    reached = sum(problem.value(end) <= problem.value(best) * (1 + 1e-4) + 1e-15 for end in ends)
-    flat = problem.gradient_is_zero(best)
+def _judge(problem: "_Problem", ends: Minima, not_identified: tuple[str, ...], messages: list[str]) -> ChinchillaFit:
+    """The lowest end as a fit, with everything that speaks against it."""
+    best, lowest = ends.u[0], float(ends.value[0])
     law = problem.law(best)
     if law is None:
-        return _no_finite_minimum(len(L))
+        return _no_finite_minimum(len(problem.loss))
     condition = problem.condition_number(best)
-    not_identified, messages = _identification(N, D)
     if condition > _ILL_CONDITIONED and not not_identified:
         not_identified = problem.weakest(best)
         messages.append(
@@ -119,7 +168,9 @@ def _fit(N: Floats, D: Floats, L: Floats, delta: float) -> ChinchillaFit:
             f"A term is zero at the minimum, so the fit says nothing of {', '.join(vanished)}: the losses are as "
             "well described without it. Vary N and D over a wider range, and leave badly tuned runs out."
         )
-    converged = reached >= 2 and flat
+    # Two starts that end at the same height are the evidence that this is the minimum and not where one got stuck.
+    reached = int(ends.count[ends.value <= lowest * (1 + 1e-4) + 1e-15].sum())
+    converged = reached >= 2 and problem.gradient_is_zero(best)
     if not converged:
         messages.append(
             "The minimum was not confirmed: fewer than two of the starting points ended at the lowest objective, or "
@@ -127,12 +178,12 @@ def _fit(N: Floats, D: Floats, L: Floats, delta: float) -> ChinchillaFit:
         )
     return ChinchillaFit(
         law=law,
-        objective=problem.value(best),
+        objective=lowest,
         converged=converged and not not_identified,
         condition_number=condition if np.isfinite(condition) else None,
         not_identified=not_identified,
         messages=tuple(messages),
-        num_points=len(L),
+        num_points=len(problem.loss),
     )
 
 
@@ -186,87 +237,49 @@ def _identification(N: Floats, D: Floats) -> tuple[tuple[str, ...], list[str]]:
 
 
 class _Problem:
-    """The objective in centred coordinates u = (ln E, ln A', alpha, ln B', beta)."""
+    """The data in centred coordinates u = (ln E, ln A', alpha, ln B', beta), and what its minimum says of them."""
 
     names = ("E", "A", "alpha", "B", "beta")
 
     def __init__(self, N: Floats, D: Floats, L: Floats, delta: float) -> None:
         self.log_N0, self.log_D0 = np.log(N).mean(), np.log(D).mean()
-        self.n, self.d = np.log(N) - self.log_N0, np.log(D) - self.log_D0
-        self.log_loss, self.loss, self.delta = np.log(L), L, delta
+        self.loss = L
+        self.curve = ChinchillaProblem(
+            n=np.log(N) - self.log_N0, d=np.log(D) - self.log_D0, log_loss=np.log(L), delta=delta
+        )
 
-    def residual(self, u: Floats) -> tuple[Floats, Floats]:
-        """ln predicted - ln observed (n,), and its Jacobian (n, 5)."""
-        e = np.exp(u[0])
-        a = np.exp(u[1] - u[2] * self.n)
-        b = np.exp(u[3] - u[4] * self.d)
-        predicted = e + a + b
-        columns = np.stack([np.full_like(a, e), a, -a * self.n, b, -b * self.d], axis=1)
-        return np.log(predicted) - self.log_loss, columns / predicted[:, None]
-
-    def value(self, u: Floats) -> float:
-        residual, _ = self.residual(u)
-        return float(self._huber(residual).sum())
-
-    def _huber(self, residual: Floats) -> Floats:
-        size = np.abs(residual)
-        if not np.isfinite(self.delta):
-            return 0.5 * residual**2
-        return np.where(size <= self.delta, 0.5 * residual**2, self.delta * (size - 0.5 * self.delta))
-
-    def _value_and_gradient(self, u: Floats) -> tuple[float, Floats]:
-        residual, jacobian = self.residual(u)
-        gradient = jacobian.T @ np.clip(residual, -self.delta, self.delta)
-        return float(self._huber(residual).sum()), gradient
-
-    def _scale(self) -> float:
-        """Makes the objective of order one: BFGS's stopping rules are absolute."""
-        width = self.delta if np.isfinite(self.delta) else 0.01
-        return 1.0 / (width * 0.01 * len(self.loss))
-
-    def starts(self) -> list[Floats]:
-        """E at three shares of the lowest loss, exponents at three levels: the published ones lie inside."""
+    def starts(self) -> Floats:
+        """(16, 5): E at four shares of the lowest loss, each exponent at two levels: the published ones lie inside."""
         lowest, typical = float(self.loss.min()), float(np.median(self.loss))
-        result = []
-        for share in (0.3, 0.6, 0.9):
-            rest = max(typical - share * lowest, 0.01 * typical) / 2
-            for alpha, beta in ((0.3, 0.3), (0.3, 0.7), (0.7, 0.3)):
-                result.append(np.array([np.log(share * lowest), np.log(rest), alpha, np.log(rest), beta]))
-        return result
+        rows = []
+        for share in (0.2, 0.5, 0.75, 0.95):
+            rest = np.log(max(typical - share * lowest, 0.01 * typical) / 2)
+            for alpha, beta in ((0.3, 0.3), (0.3, 0.7), (0.7, 0.3), (0.7, 0.7)):
+                rows.append([np.log(share * lowest), rest, alpha, rest, beta])
+        return np.array(rows)
 
-    def minimise(self, start: Floats) -> Floats:
-        """BFGS, restarted from its own end until that gains nothing: Huber's kinks stall its Hessian early."""
-        scale = self._scale()
-
-        def scaled(u: Floats) -> tuple[float, Floats]:
-            value, gradient = self._value_and_gradient(np.clip(u, -60, 60))
-            return value * scale, gradient * scale
-
-        u = start
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            for _ in range(8):
-                before = self.value(u)
-                u = np.clip(minimize(scaled, u, jac=True, method="BFGS", options={"gtol": 1e-9}).x, -60, 60)
-                if not self.value(u) < before * (1 - 1e-9):
-                    break
-        return np.asarray(u, dtype=float)
+    def _terms(self, u: Floats) -> tuple[Floats, Floats]:
+        """Residuals (n,) and their Jacobian (n, 5) at one u."""
+        residual, jacobian = self.curve.residual(u[None])
+        return residual[0], jacobian[0]
 
     def gradient_is_zero(self, u: Floats) -> bool:
         """Judged against the gradient's own spread over points, since Huber residuals flip sign at the minimum."""
-        residual, jacobian = self.residual(u)
-        pull = np.clip(residual, -self.delta, self.delta)[:, None] * jacobian
+        residual, jacobian = self._terms(u)
+        pull = np.clip(residual, -self.curve.delta, self.curve.delta)[:, None] * jacobian
         spread = np.sqrt((pull**2).sum(axis=0)) + 1e-12
         return bool(np.all(np.abs(pull.sum(axis=0)) <= 0.05 * spread + 1e-10))
 
     def condition_number(self, u: Floats) -> float:
-        _, jacobian = self.residual(u)
+        """Of the column-scaled Jacobian."""
+        _, jacobian = self._terms(u)
         norms = np.linalg.norm(jacobian, axis=0)
         return float(np.linalg.cond(jacobian / norms)) if np.all(norms > 0) else float("inf")
 
     def vanished(self, u: Floats) -> tuple[str, ...]:
         """Coefficients of terms below a millionth of the loss at every point."""
-        terms = np.exp(np.stack([np.full_like(self.n, u[0]), u[1] - u[2] * self.n, u[3] - u[4] * self.d]))
+        n, d = self.curve.n, self.curve.d
+        terms = np.exp(np.stack([np.full_like(n, u[0]), u[1] - u[2] * n, u[3] - u[4] * d]))
         gone = (terms / self.loss).max(axis=1) < 1e-6
         return tuple(
             name
@@ -277,18 +290,36 @@ class _Problem:
 
     def weakest(self, u: Floats) -> tuple[str, ...]:
         """The coefficients that make up the direction the data see least."""
-        _, jacobian = self.residual(u)
+        _, jacobian = self._terms(u)
         norms = np.linalg.norm(jacobian, axis=0)
         if not np.all(norms > 0):
             return tuple(name for name, norm in zip(self.names, norms, strict=True) if norm == 0)
         direction = np.abs(np.linalg.svd(jacobian / norms)[2][-1])
         return tuple(name for name, size in zip(self.names, direction, strict=True) if size > 0.3)
 
-    def law(self, u: Floats) -> ChinchillaLaw | None:
-        """Back to A = A' N0^alpha and B = B' D0^beta; None where they overflow."""
-        log_E, log_a, alpha, log_b, beta = (float(value) for value in u)
+    def coefficients(self, u: Floats) -> Floats:
+        """(B, 5) -> E, A = A' N0^alpha, B = B' D0^beta, alpha, beta; infinite where they overflow."""
+        log_E, log_a, alpha, log_b, beta = u.T
         with np.errstate(over="ignore"):
             E, A, B = np.exp([log_E, log_a + alpha * self.log_N0, log_b + beta * self.log_D0])
-        if not np.isfinite([E, A, B]).all():
+        return np.stack([E, A, B, alpha, beta], axis=1)
+
+    def law(self, u: Floats) -> ChinchillaLaw | None:
+        """The law at one u; None where its coefficients overflow."""
+        values = self.coefficients(u[None])[0]
+        if not np.isfinite(values).all():
             return None
-        return ChinchillaLaw(E=float(E), A=float(A), B=float(B), alpha=alpha, beta=beta)
+        return ChinchillaLaw(**dict(zip(COEFFICIENTS, map(float, values), strict=True)))
+
+    def bootstrap(self, u: Floats, num_replicates: int, generator: np.random.Generator) -> Floats:
+        """(B, 5) coefficients of refits under random weights.
+
+        Exponential weights of mean one (Rubin 1981) leave every design point in every replicate; drawing points with
+        replacement would lose the only run of a size. The spread is that of maximum likelihood: it is widened by
+        n / (n - 5) in variance, and by Student's factor for few degrees of freedom.
+        """
+        num_points = len(self.loss)
+        dof = num_points - _NUM_UNKNOWNS
+        ends = refit(self.curve, u, generator.standard_exponential((num_replicates, num_points)))
+        widen = np.sqrt(num_points / dof * dof / generator.chisquare(dof, size=(num_replicates, 1)))
+        return self.coefficients(u + (ends - u) * widen)
