@@ -6,6 +6,9 @@
 
 Probabilities are shares of the fit's bootstrap replicates. Losses are compared within a replicate: what two shapes
 share (the level of the loss, above all) cancels, so a difference is known far better than either loss.
+
+Where no run reaches the target, L_opt(N, D) cannot be predicted but differences can: with `RelativeLevel` as the
+reference every loss is stated as a ratio to L_opt, and the choice is the same.
 """
 
 from dataclasses import dataclass, replace
@@ -18,11 +21,30 @@ from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.law_fit import LawFit, Prediction, ReferenceSamples
+from scaling.named import named_architecture
 from scaling.quantity import Interval, Measured, NotMeasured, Predicted, Quantity
 from scaling.space import Candidates
 
 Verdict = Literal["better", "tie", "worse"]
 Role = Literal["surefire", "panda", "baseline", "front"]
+LossUnit = Literal["nats/token", "L_opt"]
+LossLimit = float | str
+"""Nats per token, "baseline", or the name of an architecture of about the target's size (`scaling.named`)."""
+_SAME_SIZE = 0.1
+
+
+class RelativeLevel:
+    """A reference law that says 1 everywhere: losses come out as ratios to L_opt(N, D). Multiplicative laws only."""
+
+    def __init__(self, fit: LawFit) -> None:
+        """Take the number of draws from the fit."""
+        if fit.form != "multiplicative":
+            raise ValueError(f"only a multiplicative law gives ratios to L_opt, this one is {fit.form}")
+        self._ones = np.ones(len(fit.bootstrap))
+
+    def samples(self, num_parameters: float, num_tokens: float) -> Floats:
+        """Ones, (B,)."""
+        return self._ones
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,9 +58,10 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Loss of one shape minus that of another in nats per token, paired: "tie" where the interval includes 0.
+    """Loss of one shape minus that of another, paired: "tie" where the interval includes 0.
 
-    The interval holds for all candidates at once, since those compared were picked for their prediction.
+    In nats per token, or in units of L_opt (0.01 is one per cent of it). The interval holds for all candidates at once,
+    since those compared were picked for their prediction.
     """
 
     difference: float
@@ -46,21 +69,27 @@ class Comparison:
     high: float
     level: float
     verdict: Verdict
+    unit: LossUnit = "nats/token"
 
     def sentence(self, *, name: str, other: str) -> str:
         """The comparison in words."""
         relation = {"better": "lower than", "tie": "not shown to differ from", "worse": "higher than"}[self.verdict]
         return (
-            f"The predicted loss of {name} is {relation} that of {other}: difference {self.difference:+.4f} nats "
-            f"({self.level:.0%} interval {self.low:+.4f} to {self.high:+.4f})."
+            f"The predicted loss of {name} is {relation} that of {other}: difference {self._shown(self.difference)}"
+            f"{' nats' if self.unit == 'nats/token' else ' of L_opt'} ({self.level:.0%} interval "
+            f"{self._shown(self.low)} to {self._shown(self.high)})."
         )
+
+    def _shown(self, difference: float) -> str:
+        return f"{difference:+.4f}" if self.unit == "nats/token" else f"{difference:+.2%}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shortlist:
     """The choice among candidates at one N and D; indices are positions in `candidates`.
 
-    `probability_within_limit` (M,) is the chance that a shape's expected loss is at most the limit.
+    Losses are in `unit`. `probability_within_limit` (M,) is the chance that a shape's expected loss is at most the
+    limit, whose draws are `limit_draws` (B, 1); Surefire needs `probability`.
     `front` runs from the lowest loss to the highest throughput. `surefire` is None where nothing is fast
     and safe enough, or no throughput is known; `reasons` say why.
     """
@@ -71,8 +100,11 @@ class Shortlist:
     baseline: int
     loss: Prediction
     loss_draws: Floats
+    limit_draws: Floats
     probability_within_limit: Floats
+    probability: float
     level: float
+    unit: LossUnit
     throughput: Throughput | None
     panda: int
     front: tuple[int, ...]
@@ -86,16 +118,14 @@ class Shortlist:
 
     def compare(self, index: int, other: int) -> Comparison:
         """Loss of one candidate against another's, paired within replicates."""
-        return _compare(self.loss, self.loss_draws, index, other, self.level)
+        return _compare(self.loss, self.loss_draws, index, other, self.level, self.unit)
 
     def predicted_loss(self, index: int) -> Predicted:
         """The loss of one candidate as a boundary value."""
         interval = Interval(
             low=float(self.loss.low[index]), high=float(self.loss.high[index]), level=self.level, method="bootstrap"
         )
-        return Predicted(
-            value=float(self.loss.mean[index]), unit="nats/token", interval=interval, basis="conditional law"
-        )
+        return Predicted(value=float(self.loss.mean[index]), unit=self.unit, interval=interval, basis="conditional law")
 
     def worst(self) -> int:
         """The candidate with the highest expected loss: what a validation can tell from the best."""
@@ -111,7 +141,7 @@ def recommend(
     baseline: int,
     throughput: Throughput | None = None,
     reference: ReferenceSamples | None = None,
-    loss_limit: Literal["baseline"] | float = "baseline",
+    loss_limit: LossLimit = "baseline",
     probability: float = 0.8,
 ) -> Shortlist:
     """Choose among candidates at one size and one amount of data.
@@ -123,22 +153,30 @@ def recommend(
         num_tokens: D.
         baseline: index of the shape to be as accurate as.
         throughput: output tokens/s of the candidates on one hardware and engine, if known.
-        reference: reaches (N, D) where that is no fitted cell.
-        loss_limit: "baseline", or nats per token.
+        reference: reaches (N, D) where that is no fitted cell; a `RelativeLevel` states losses as ratios to L_opt.
+        loss_limit: "baseline", the name of a published architecture of this size, or nats per token.
         probability: how sure Surefire must be to stay within the limit.
 
     Raises:
-        ValueError: there is no law, or no reference loss at (N, D).
+        ValueError: there is no law, no reference loss at (N, D), or the loss limit is none at this size.
     """
+    unit: LossUnit = "L_opt" if isinstance(reference, RelativeLevel) else "nats/token"
     loss = fit.predict_loss(candidates.x, candidates.r, num_parameters, num_tokens, reference=reference)
     draws = fit.sample_loss(candidates.x, candidates.r, num_parameters, num_tokens, reference=reference)
-    limit = draws[:, [baseline]] if loss_limit == "baseline" else np.full((len(draws), 1), float(loss_limit))
+    limit = _limit_draws(loss_limit, fit, draws, baseline, num_parameters, num_tokens, reference)
     within = np.asarray((draws <= limit).mean(axis=0), dtype=float)
     panda = int(np.argmin(loss.mean))
     front = _pareto_front(loss.mean, throughput.mean) if throughput else (panda,)
     surefire, over_runner_up = _surefire(within, throughput, probability)
-    against_baseline = _compare(loss, draws, panda, baseline, fit.level)
     runner_up = _runner_up(loss.mean, panda)
+
+    def against(index: int | None, other: int | None) -> Comparison | None:
+        if index is None or other is None:
+            return None
+        return _compare(loss, draws, index, other, fit.level, unit)
+
+    against_baseline = against(panda, baseline)
+    assert against_baseline is not None
     found = Shortlist(
         candidates=candidates,
         num_parameters=num_parameters,
@@ -146,22 +184,53 @@ def recommend(
         baseline=baseline,
         loss=loss,
         loss_draws=draws,
+        limit_draws=limit,
         probability_within_limit=within,
+        probability=probability,
         level=fit.level,
+        unit=unit,
         throughput=throughput,
         panda=panda,
         front=front,
         surefire=surefire,
         surefire_over_runner_up=over_runner_up,
-        panda_against_runner_up=None if runner_up is None else _compare(loss, draws, panda, runner_up, fit.level),
+        panda_against_runner_up=against(panda, runner_up),
         panda_against_baseline=against_baseline,
-        surefire_against_baseline=None if surefire is None else _compare(loss, draws, surefire, baseline, fit.level),
+        surefire_against_baseline=against(surefire, baseline),
         reasons=(),
     )
-    return _with_reasons(found, fit, loss_limit, probability)
+    return _with_reasons(found, fit, loss_limit)
 
 
-def _compare(loss: Prediction, draws: Floats, index: int, other: int, level: float) -> Comparison:
+def _limit_draws(
+    limit: LossLimit,
+    fit: LawFit,
+    draws: Floats,
+    baseline: int,
+    N: float,
+    D: float,
+    reference: ReferenceSamples | None,
+) -> Floats:
+    """The highest loss allowed, in every replicate: (B, 1)."""
+    if limit == "baseline":
+        return draws[:, [baseline]]
+    if isinstance(limit, str):
+        named = named_architecture(limit)
+        if abs(named.num_parameters / N - 1) > _SAME_SIZE:
+            raise ValueError(
+                f"the loss limit {limit} has N = {named.num_parameters:.4g}, the search {N:.4g}: name a model within "
+                f"{_SAME_SIZE:.0%}, give nats per token, or take a shape like it at this size as the baseline"
+            )
+        return fit.sample_loss(named.width_ratio, named.mlp_attention_ratio, N, D, reference=reference)
+    if isinstance(reference, RelativeLevel):
+        raise ValueError(
+            f"a loss limit of {limit:g} nats needs L_opt at N = {N:.4g}, D = {D:.4g}, which cannot be predicted: name "
+            "a baseline instead, or add runs at a second N and a second D"
+        )
+    return np.full((len(draws), 1), float(limit))
+
+
+def _compare(loss: Prediction, draws: Floats, index: int, other: int, level: float, unit: LossUnit) -> Comparison:
     """Loss of `index` minus loss of `other`, with an interval that holds for all candidates at once.
 
     The shape that is compared was chosen for looking best, so an interval for one fixed pair would call it better far
@@ -177,7 +246,7 @@ def _compare(loss: Prediction, draws: Floats, index: int, other: int, level: flo
     difference, half = float(estimate[index]), float(critical * sd[index])
     low, high = difference - half, difference + half
     verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "tie"
-    return Comparison(difference=difference, low=low, high=high, level=level, verdict=verdict)
+    return Comparison(difference=difference, low=low, high=high, level=level, verdict=verdict, unit=unit)
 
 
 def _runner_up(mean: Floats, best: int) -> int | None:
@@ -210,25 +279,24 @@ def _surefire(within: Floats, throughput: Throughput | None, probability: float)
     return int(order[0]), margin
 
 
-def _with_reasons(
-    found: Shortlist, fit: LawFit, loss_limit: Literal["baseline"] | float, probability: float
-) -> Shortlist:
+def _with_reasons(found: Shortlist, fit: LawFit, loss_limit: LossLimit) -> Shortlist:
     label = found.candidates.architecture
     reasons = [found.panda_against_baseline.sentence(name=f"Panda {label(found.panda).label}", other="the baseline")]
     against = found.panda_against_runner_up
     if against is not None and against.verdict == "tie":
-        close = int((found.loss.mean <= found.loss.mean[found.panda] + (fit.residual_sd or 0.0)).sum())
+        noise = _noise_in_unit(found, fit)
+        close = int((found.loss.mean <= found.loss.mean[found.panda] + noise).sum())
         reasons.append(
             f"Panda is one of {close} shapes whose predicted losses lie within one run's noise of the lowest: the "
             "optimum is a region, not a point."
         )
-    limit = "the baseline's" if loss_limit == "baseline" else f"{loss_limit:.4g} nats"
+    limit = _limit_in_words(loss_limit)
     if found.throughput is None:
         reasons.append("No throughput is known, so there is no Surefire and no Pareto front beyond Panda.")
     elif found.surefire is None:
         reasons.append(
-            f"No Surefire: no shape that runs stays within {limit} loss with probability {probability:.0%}; the most "
-            f"likely one has {found.probability_within_limit.max():.0%}."
+            f"No Surefire: no shape that runs stays within {limit} loss with probability {found.probability:.0%}; the "
+            f"most likely one has {found.probability_within_limit.max():.0%}."
         )
     else:
         reasons += _surefire_reasons(found, found.throughput, found.surefire, limit)
@@ -238,6 +306,18 @@ def _with_reasons(
                 f"The fit has no optimum of {name}, so predictions lean on the shapes that were run: {reason}"
             )
     return replace(found, reasons=tuple(reasons))
+
+
+def _limit_in_words(limit: LossLimit) -> str:
+    if isinstance(limit, str):
+        return "the baseline's" if limit == "baseline" else f"{limit}'s"
+    return f"{limit:.4g} nats"
+
+
+def _noise_in_unit(found: Shortlist, fit: LawFit) -> float:
+    """One run's spread, in the unit of the shortlist's losses."""
+    nats = fit.residual_sd or 0.0
+    return nats if found.unit == "nats/token" else nats / float(np.mean([cell.loss for cell in fit.cells]))
 
 
 def _surefire_reasons(found: Shortlist, throughput: Throughput, surefire: int, limit: str) -> list[str]:
