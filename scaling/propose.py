@@ -1,48 +1,200 @@
 """What to run next: the runs that tell most, per second, about the loss of the shapes that may be chosen.
 
-The first round fills the space. Later rounds take a Gaussian model of ln loss over the candidates,
+The first round of a study in one cell fills the space (`propose` without a fit). Later rounds, and studies over several
+sizes and tokens-per-parameter ratios from their first run on, take the linear Gaussian belief of scaling/belief.py,
+condition it on all that was run or is pending, and greedily take the run with the largest
 
-    ln L = level + X·α + R·β + δ(ln x, ln r) + noise,
+    (drop of the weighted variance of ln loss at the target) / seconds^gamma,
 
-with the law's own features X, R and a small smooth misfit δ, condition it on all that was run or is pending (which
-shape, not which loss: the model is linear, so its variance does not depend on the losses), and greedily take the run
-whose outcome reduces the summed variance at the target most per second. Every pick counts as observed for the next: a
-batch is diverse. δ is why a new shape tells a little more than one more seed of an old one.
+where a target shape weighs as much as its chance of being near the best: V-optimal design for the decision, not for the
+coefficients or for the loss of shapes that nobody would choose. Every pick counts as observed for the next, so a batch
+is diverse. The drop for one more run with features φ has a closed form, and one pick changes it by rank one:
+
+    gain(φ) = φᵀ S W S φ / (φᵀ S φ + noise²)        S' = S - S φ φᵀ S / (φᵀ S φ + noise²)
+
+so a batch costs two products of the menu's features (M, p) with (p, p), and two with (p,) for each pick.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from scaling.bilinear import make_basis
+from scaling.belief import DEFAULT_NOISE, Belief, RunMenu, ShapeModel, Target, condition, make_model
 from scaling.law import Floats
 from scaling.law_fit import LawFit
-from scaling.points import Integers
+from scaling.points import CELL_TOLERANCE, Integers
 from scaling.space import Candidates, Mask
 
-_PRIOR_SD = 0.05
-"""Prior sd of ln loss from each feature: shapes within the usual ranges differ by a few per cent."""
-_MISFIT_SHARE = 1.0
-"""sd of the smooth misfit relative to the noise of one run."""
-_MISFIT_LENGTH = 0.5
-"""Correlation length of the misfit in ln x and ln r: about a factor of 1.6."""
-_DEFAULT_NOISE = 0.003
-"""sd of ln loss over seeds, where no fit knows it: 0.011 nats of 3.6 (measured at 0.1 M parameters)."""
-_MAX_TARGETS = 256
+_EVERYWHERE = 0.05
+"""Share of the target weight that is spread evenly: a shortlist by few draws may be wrong."""
+_NUM_DRAWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """Run candidate `index` as its replicate `num_replicate` (0 = first run of this shape), because `reason`.
 
-    `gain` is the reduction of summed target variance of ln loss per second; None in a space-filling round.
+    `gain` is the reduction of the weighted target variance of ln loss per second (to the power gamma); None where the
+    run was not chosen for it: in a space-filling round, or by a policy that has another aim.
     """
 
     index: int
     num_replicate: int
     reason: str
     gain: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesignRules:
+    """What a study must hold besides the most informative runs; binding from `min_runs` runs on.
+
+    At least `num_ratios` tokens-per-parameter ratios (one ratio cannot identify the Chinchilla exponents), at least
+    `num_replicates` repeated seeds (else the noise is a guess), and a design of the law's own columns whose condition
+    number is at most `max_condition_number` (else x and r are confounded).
+    """
+
+    num_ratios: int = 3
+    num_replicates: int = 3
+    max_condition_number: float = 50.0
+    min_runs: int = 8
+
+
+_NO_RULES = DesignRules(min_runs=sys.maxsize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """Stop once P(regret of the recommended shape < `tolerance`) >= `probability`, or the budget is spent.
+
+    `tolerance` is relative: 0.001 is 0.1 % of the loss. `min_runs` keeps a lucky prior from ending a study at once.
+    """
+
+    tolerance: float = 0.001
+    probability: float = 0.9
+    min_runs: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The shape that would be recommended now, a position in the target, and what is believed of its regret.
+
+    Regret is its loss over that of the best shape, minus 1. `probability` is that of a regret below `tolerance`.
+    """
+
+    index: int
+    expected_regret: float
+    probability: float
+    tolerance: float
+
+    def sentence(self) -> str:
+        """The decision in words."""
+        return (
+            f"P(loss within {self.tolerance:.2%} of the best) = {self.probability:.0%}, "
+            f"expected regret {self.expected_regret:.3%}."
+        )
+
+
+def decide(belief: Belief, *, tolerance: float = 0.001, seed: int = 0) -> Decision:
+    """The shape with the lowest expected loss at the target, and how sure that choice is."""
+    index = int(np.argmin(belief.target_log_loss()))
+    draws = belief.target_draws(_NUM_DRAWS, np.random.default_rng(seed))
+    regret = np.expm1(draws[:, index] - draws.min(axis=1))
+    return Decision(
+        index=index,
+        expected_regret=float(regret.mean()),
+        probability=float((regret < tolerance).mean()),
+        tolerance=tolerance,
+    )
+
+
+def reason_to_stop(
+    decision: Decision, rule: StopRule, *, num_runs: int, seconds_spent: float, budget_seconds: float
+) -> str | None:
+    """Why the study should end now, in a sentence; None to go on."""
+    if seconds_spent >= budget_seconds:
+        return f"The budget of {budget_seconds:.3g} s is spent. {decision.sentence()}"
+    if num_runs >= rule.min_runs and decision.probability >= rule.probability:
+        return f"The recommendation is stable after {num_runs} runs. {decision.sentence()}"
+    return None
+
+
+def propose_runs(
+    model: ShapeModel,
+    *,
+    existing: Sequence[int],
+    losses: Floats,
+    pending: Sequence[int] = (),
+    num: int,
+    gamma: float = 1.0,
+    rules: DesignRules | None = None,
+    tolerance: float = 0.001,
+    seed: int = 0,
+) -> list[Proposal]:
+    """The next `num` runs of a menu over several sizes and ratios, for the decision at the target.
+
+    Args:
+        model: the study's menu and target (`scaling.belief.make_model`).
+        existing: menu rows that were run, once for each run.
+        losses: of these runs, (n,) in nats per token.
+        pending: menu rows that are running or queued.
+        num: how many to propose.
+        gamma: 1 for most knowledge per second; less where time matters more than cost; 0 ignores cost.
+        rules: what the design must hold besides.
+        tolerance: target shapes count by their chance of being this near to the best.
+        seed: of the draws and of ties.
+    """
+    generator = np.random.default_rng(seed)
+    belief = model.belief(existing, losses, pending=pending)
+    weights = near_optimal(belief, tolerance=tolerance, generator=generator)
+    knowledge = _Knowledge(belief, belief.target_moment(weights, level=False))
+    taken = [*existing, *pending]
+    return _take_best(
+        knowledge,
+        model.menu.seconds**gamma,
+        num,
+        guard=_Guard(model, rules if rules is not None else DesignRules(), taken),
+        taken=taken,
+        generator=generator,
+        describe=partial(_run_reason, model),
+    )
+
+
+def propose_informative(
+    model: ShapeModel,
+    *,
+    existing: Sequence[int],
+    losses: Floats,
+    pending: Sequence[int] = (),
+    num: int,
+    gamma: float = 1.0,
+    seed: int = 0,
+) -> list[Proposal]:
+    """The runs that shrink the volume of all coefficients' posterior most per second^gamma: D-optimal, a baseline.
+
+    The log determinant of S drops by ln(1 + φᵀ S φ / noise²) with a run of features φ. Arguments as `propose_runs`.
+    """
+    knowledge = _Knowledge(model.belief(existing, losses, pending=pending), np.zeros(2 * (len(model.prior_sd),)))
+    cost, taken = model.menu.seconds**gamma, [*existing, *pending]
+    tie_break = 1.0 + 1e-9 * np.random.default_rng(seed).random(len(cost))
+    chosen: list[Proposal] = []
+    for _ in range(num):
+        row = int(np.argmax(knowledge.volume_drops() / cost * tie_break))
+        knowledge.observe(row)
+        reason = "Shrinks the posterior of all coefficients most per cost."
+        chosen.append(Proposal(index=row, num_replicate=taken.count(row), reason=reason, gain=None))
+        taken.append(row)
+    return chosen
+
+
+def near_optimal(belief: Belief, *, tolerance: float, generator: np.random.Generator) -> Floats:
+    """Chance of each target shape to be within `tolerance` of the best, mostly; (T,), sums to one."""
+    # A posterior that is narrowed by pending runs would shortlist as if their losses were known to be as expected.
+    draws = belief.target_draws(_NUM_DRAWS, generator)
+    close = (draws <= draws.min(axis=1, keepdims=True) + tolerance).mean(axis=0)
+    return np.asarray((1 - _EVERYWHERE) * close / close.sum() + _EVERYWHERE / len(close), dtype=float)
 
 
 def propose(
@@ -55,9 +207,10 @@ def propose(
     seconds_per_run: Floats,
     target_weights: Floats | None = None,
     r_range: tuple[float, float] = (0.5, 5.0),
+    gamma: float = 1.0,
     seed: int = 0,
 ) -> list[Proposal]:
-    """The next `num` runs, most informative first.
+    """The next `num` runs at one size and ratio, most informative first.
 
     Args:
         fit: the fit so far; None, or one without a law, gives a space-filling round.
@@ -69,6 +222,7 @@ def propose(
         target_weights: how much the loss of each candidate matters, (M,); by default its chance, under the
             fit's replicates, of being within one noise sd of the best.
         r_range: what the fit uses; a run outside would teach it nothing, so none is proposed there.
+        gamma: knowledge is bought per second^gamma.
         seed: breaks ties.
 
     Raises:
@@ -86,10 +240,207 @@ def propose(
         )
     if fit is None or fit.law is None:
         return _fill_space(candidates, useful, taken, num)
-    weights = _near_optimal(fit, candidates) if target_weights is None else np.asarray(target_weights, dtype=float)
+    weights = _near_optimal_by(fit, candidates) if target_weights is None else np.asarray(target_weights, dtype=float)
+    belief = condition(_one_cell(fit, candidates, cost), [], np.zeros(0), pending=taken, noise=_noise_of(fit))
+    knowledge = _Knowledge(belief, belief.target_moment(weights, level=True))
     # An unusable shape costs for ever.
-    cost = np.where(useful, cost, np.inf)
-    return _most_informative(fit, candidates, taken, num, cost, weights, np.random.default_rng(seed))
+    priced = np.where(useful, cost**gamma, np.inf)
+    return _take_best(
+        knowledge,
+        priced,
+        num,
+        guard=_Guard(belief.model, _NO_RULES, taken),
+        taken=taken,
+        generator=np.random.default_rng(seed),
+        describe=partial(_shape_reason, fit, candidates),
+    )
+
+
+def _one_cell(fit: LawFit, candidates: Candidates, seconds: Floats) -> ShapeModel:
+    """The model of a study whose menu and target are the same shapes in the deciding cell of a fit."""
+    cell, x, r = fit.cells[0], candidates.x, candidates.r
+    N, D = (np.full(len(candidates), value) for value in (cell.num_parameters, cell.num_tokens))
+    menu = RunMenu(x=x, r=r, num_parameters=N, num_tokens=D, seconds=seconds)
+    return make_model(menu, Target(x=x, r=r, num_parameters=cell.num_parameters, num_tokens=cell.num_tokens))
+
+
+def _near_optimal_by(fit: LawFit, candidates: Candidates) -> Floats:
+    """Chance of each candidate to be within one run's noise of the best, under the replicates; sums to one."""
+    cell = fit.cells[0]
+    losses = fit.sample_loss(candidates.x, candidates.r, cell.num_parameters, cell.num_tokens)
+    if not len(losses):
+        return np.full(len(candidates), 1.0 / len(candidates))
+    margin = fit.pure_error_sd or fit.residual_sd or 0.0
+    close = losses <= losses.min(axis=1, keepdims=True) + margin
+    weight = close.mean(axis=0)
+    return np.asarray(weight / weight.sum(), dtype=float)
+
+
+def _noise_of(fit: LawFit) -> float:
+    level = float(np.mean([cell.loss for cell in fit.cells]))
+    return max((fit.pure_error_sd or fit.residual_sd or DEFAULT_NOISE * level) / level, 1e-5)
+
+
+# Greedy choice
+
+
+class _Knowledge:
+    """What one more run of each menu row would tell, kept up to date by rank-one steps as rows are chosen.
+
+    `variance` is φᵀ S φ and `explained` φᵀ S W S φ, both (M,).
+    """
+
+    def __init__(self, belief: Belief, moment: Floats) -> None:
+        self.features = belief.model.menu_features
+        self.noise_variance = belief.noise**2
+        self.covariance, self.moment = belief.covariance, moment
+        by_target = self.covariance @ moment @ self.covariance
+        self.variance = ((self.features @ self.covariance) * self.features).sum(axis=1)
+        self.explained = ((self.features @ by_target) * self.features).sum(axis=1)
+
+    def gains(self) -> Floats:
+        """By how much observing each row once would reduce the weighted variance at the target, (M,)."""
+        return np.asarray(self.explained / (self.variance + self.noise_variance), dtype=float)
+
+    def volume_drops(self) -> Floats:
+        """By how much observing each row once would reduce the log determinant of S, (M,)."""
+        return np.asarray(np.log1p(self.variance / self.noise_variance), dtype=float)
+
+    def observe(self, row: int) -> None:
+        """Condition on one run of a row, whatever its loss will be."""
+        direction = self.covariance @ self.features[row]
+        spread = float(self.features[row] @ direction) + self.noise_variance
+        toward = self.covariance @ (self.moment @ direction)
+        along, across = (self.features @ np.stack([direction, toward], axis=1)).T
+        tied = float(direction @ self.moment @ direction)
+        self.variance = np.maximum(self.variance - along**2 / spread, 0.0)
+        explained = self.explained - 2 * along * across / spread + along**2 * (tied / spread**2)
+        self.explained = np.maximum(explained, 0.0)
+        self.covariance = self.covariance - np.outer(direction, direction) / spread
+
+    def target_sd(self) -> float:
+        """Root of the weighted mean variance of ln loss at the target: a relative loss."""
+        return float(np.sqrt(max((self.moment * self.covariance).sum(), 0.0)))
+
+
+class _Guard:
+    """Which rows may be taken next under the rules, given all that was taken; and why not all of them."""
+
+    def __init__(self, model: ShapeModel, rules: DesignRules, taken: Sequence[int]) -> None:
+        self.model, self.rules, self.taken = model, rules, list(taken)
+        self.ratio = _ratio_levels(model.menu)
+
+    def choose(self, value: Floats) -> tuple[int, str]:
+        """The row of highest value that keeps the rules, and which rule bound it ("" for none)."""
+        best = int(np.argmax(value))
+        if len(self.taken) < self.rules.min_runs:
+            return best, ""
+        used = np.isin(self.ratio, self.ratio[self.taken])
+        num_ratios = len(np.unique(self.ratio[self.taken]))
+        if num_ratios < self.rules.num_ratios and not used.all():
+            return _best_within(value, ~used), f"only {num_ratios} tokens-per-parameter ratios so far"
+        run_before = np.bincount(self.taken, minlength=len(value)) > 0
+        num_replicates = len(self.taken) - int(run_before.sum())
+        if num_replicates < self.rules.num_replicates:
+            return _best_within(value, run_before), f"only {num_replicates} repeated seeds tell the noise so far"
+        condition_number = self.condition_number()
+        if condition_number > self.rules.max_condition_number:
+            return int(
+                np.argmax(self._novelty())
+            ), f"x and r hardly vary apart (condition number {condition_number:.2g})"
+        return best, ""
+
+    def condition_number(self) -> float:
+        """Of the column-scaled design of cell levels, X and R (as in scaling/bilinear.py) of the runs taken."""
+        design = self._design(np.asarray(self.taken, dtype=np.intp))
+        norms = np.linalg.norm(design, axis=0)
+        return float(np.linalg.cond(design / norms)) if (norms > 0).all() else float("inf")
+
+    def _design(self, rows: Integers) -> Floats:
+        level = (self.model.menu.cell[rows][:, None] == np.unique(self.model.menu.cell[self.taken])).astype(float)
+        return np.concatenate([level, self.model.law_columns[rows]], axis=1)
+
+    def _novelty(self) -> Floats:
+        """How far each row of a cell that was run lies from what the design covers, aᵀ (AᵀA)⁻¹ a per second."""
+        menu, design = self.model.menu, self._design(np.asarray(self.taken, dtype=np.intp))
+        information = design.T @ design + 1e-6 * np.eye(design.shape[1])
+        every = self._design(np.arange(len(menu)))
+        far = ((every @ np.linalg.inv(information)) * every).sum(axis=1) / menu.seconds
+        return np.where(np.isin(menu.cell, menu.cell[self.taken]), far, -np.inf)
+
+
+def _ratio_levels(menu: RunMenu) -> Integers:
+    """(M,): which tokens-per-parameter ratio each row has; cells whose ratios differ by less than 5 % share one."""
+    log_ratio = np.log(menu.tokens_per_parameter)
+    of_cell = np.bincount(menu.cell, log_ratio) / np.bincount(menu.cell)
+    order = np.argsort(of_cell)
+    level = np.empty(len(of_cell), dtype=np.intp)
+    level[order] = np.cumsum(np.diff(of_cell[order], prepend=-np.inf) > np.log1p(CELL_TOLERANCE))
+    return level[menu.cell]
+
+
+def _best_within(value: Floats, allowed: Mask) -> int:
+    return int(np.argmax(np.where(allowed, value, -np.inf)))
+
+
+def _take_best(
+    knowledge: _Knowledge,
+    cost: Floats,
+    num: int,
+    *,
+    guard: _Guard,
+    taken: Sequence[int],
+    generator: np.random.Generator,
+    describe: Callable[[int, int, str, float, float], str],
+) -> list[Proposal]:
+    """Greedily: the best row, condition on it, the next best. `describe` makes the reason of each."""
+    counts = np.bincount(np.asarray(taken, dtype=np.intp), minlength=len(cost))
+    # Equal gains are common (mirror shapes); a seeded hair's breadth makes the choice reproducible, not positional.
+    tie_break = 1.0 + 1e-9 * generator.random(len(cost))
+    chosen = []
+    for _ in range(num):
+        gain = knowledge.gains() / cost * tie_break
+        row, bound_by = guard.choose(gain)
+        before = knowledge.target_sd()
+        knowledge.observe(row)
+        guard.taken.append(row)
+        reason = describe(row, int(counts[row]), bound_by, before, knowledge.target_sd())
+        chosen.append(Proposal(index=row, num_replicate=int(counts[row]), reason=reason, gain=float(gain[row])))
+        counts[row] += 1
+    return chosen
+
+
+def _run_reason(model: ShapeModel, row: int, run_before: int, bound_by: str, before: float, after: float) -> str:
+    menu = model.menu
+    shape = f"x {menu.x[row]:.3g}, r {menu.r[row]:.3g}"
+    what = f"one more seed of {shape}" if run_before else f"a new shape there, {shape}"
+    where = f"N {menu.num_parameters[row]:.3g}, {menu.tokens_per_parameter[row]:.3g} tokens per parameter"
+    why = f"A rule of the design ({bound_by})" if bound_by else "Most knowledge per cost about which shape is best"
+    return (
+        f"{why}: {what} at {where}; the sd of predicted differences between near-best shapes at the target goes from "
+        f"{before:.3%} to {after:.3%}."
+    )
+
+
+def _shape_reason(
+    fit: LawFit, candidates: Candidates, index: int, run_before: int, bound_by: str, before: float, after: float
+) -> str:
+    del bound_by  # no rules bind within one cell
+    x, r = candidates.x[index], candidates.r[index]
+    what = f"one more seed of x {x:.3g}, r {r:.3g}" if run_before else f"a new shape, x {x:.3g}, r {r:.3g}"
+    outside = [
+        f"{name} beyond the measured range"
+        for name, value, limits in (("x", x, fit.x_range), ("r", r, fit.r_range))
+        if not limits[0] * 0.99 <= value <= limits[1] * 1.01
+    ]
+    where = f" ({', '.join(outside)})" if outside else ""
+    return (
+        f"Most knowledge per second about the near-optimal shapes: {what}{where}; the sd of their predicted loss "
+        f"goes from {before:.3%} to {after:.3%}."
+    )
+
+
+# The first round of a study in one cell
 
 
 def _coordinates(candidates: Candidates) -> Floats:
@@ -133,106 +484,3 @@ _CROSS: tuple[tuple[tuple[float, float], str], ...] = (
     ((0.1, 0.5), "The low flank of x: without both flanks there is no minimum to find."),
     ((0.9, 0.5), "The high flank of x: without both flanks there is no minimum to find."),
 )
-
-
-def _near_optimal(fit: LawFit, candidates: Candidates) -> Floats:
-    """Chance of each candidate to be within one run's noise of the best, under the replicates; sums to one."""
-    cell = fit.cells[0]
-    losses = fit.sample_loss(candidates.x, candidates.r, cell.num_parameters, cell.num_tokens)
-    if not len(losses):
-        return np.full(len(candidates), 1.0 / len(candidates))
-    margin = fit.pure_error_sd or fit.residual_sd or 0.0
-    close = losses <= losses.min(axis=1, keepdims=True) + margin
-    weight = close.mean(axis=0)
-    return np.asarray(weight / weight.sum(), dtype=float)
-
-
-def _most_informative(
-    fit: LawFit,
-    candidates: Candidates,
-    taken: Sequence[int],
-    num: int,
-    cost: Floats,
-    weights: Floats,
-    generator: np.random.Generator,
-) -> list[Proposal]:
-    belief = _Belief(candidates, _noise_of(fit), _targets(weights), weights)
-    for index in taken:
-        belief.observe(index)
-    counts = np.bincount(np.asarray(taken, dtype=np.intp), minlength=len(candidates))
-    # Equal gains are common (mirror shapes); a seeded hair's breadth makes the choice reproducible, not positional.
-    tie_break = 1.0 + 1e-9 * generator.random(len(candidates))
-    chosen = []
-    for _ in range(num):
-        gain = belief.gains() / cost * tie_break
-        index = int(np.argmax(gain))
-        before = belief.target_sd()
-        belief.observe(index)
-        reason = _reason(fit, candidates, index, int(counts[index]), before, belief.target_sd())
-        chosen.append(Proposal(index=index, num_replicate=int(counts[index]), reason=reason, gain=float(gain[index])))
-        counts[index] += 1
-    return chosen
-
-
-def _targets(weights: Floats) -> Integers:
-    return np.argsort(-weights, kind="stable")[: min(_MAX_TARGETS, int((weights > 0).sum()))]
-
-
-def _noise_of(fit: LawFit) -> float:
-    level = float(np.mean([cell.loss for cell in fit.cells]))
-    return max((fit.pure_error_sd or fit.residual_sd or _DEFAULT_NOISE * level) / level, 1e-5)
-
-
-def _reason(fit: LawFit, candidates: Candidates, index: int, run_before: int, before: float, after: float) -> str:
-    x, r = candidates.x[index], candidates.r[index]
-    what = f"one more seed of x {x:.3g}, r {r:.3g}" if run_before else f"a new shape, x {x:.3g}, r {r:.3g}"
-    outside = [
-        f"{name} beyond the measured range"
-        for name, value, limits in (("x", x, fit.x_range), ("r", r, fit.r_range))
-        if not limits[0] * 0.99 <= value <= limits[1] * 1.01
-    ]
-    where = f" ({', '.join(outside)})" if outside else ""
-    return (
-        f"Most knowledge per second about the near-optimal shapes: {what}{where}; the sd of their predicted loss "
-        f"goes from {before:.3%} to {after:.3%}."
-    )
-
-
-class _Belief:
-    """Gaussian belief about ln loss over all candidates, as prior kernel minus a growing sum of outer products."""
-
-    def __init__(self, candidates: Candidates, noise: float, targets: Integers, weights: Floats) -> None:
-        self.noise_variance = noise**2
-        self.targets = targets
-        self.weights = weights[targets] / weights[targets].sum()
-        self.coordinates = _coordinates(candidates)
-        x, r = make_basis(candidates.x, 2), make_basis(candidates.r, 2)
-        # The level is a feature like the others, wide enough to be free.
-        level = np.full((len(candidates), 1), 10.0)
-        self.features = _PRIOR_SD * np.concatenate([level, x.columns(candidates.x), r.columns(candidates.r)], axis=1)
-        self.misfit_variance = (_MISFIT_SHARE * noise) ** 2
-        self.variance = (self.features**2).sum(axis=1) + self.misfit_variance
-        self.factors = np.zeros((len(candidates), 0))
-        self.target_covariance = np.stack([self._prior_column(int(t)) for t in targets])
-
-    def _prior_column(self, index: int) -> Floats:
-        distance = ((self.coordinates - self.coordinates[index]) ** 2).sum(axis=1) / _MISFIT_LENGTH**2
-        linear = self.features @ self.features[index]
-        return np.asarray(linear + self.misfit_variance * np.exp(-0.5 * distance), dtype=float)
-
-    def gains(self) -> Floats:
-        """By how much observing each candidate once would reduce the weighted variance at the targets, (M,)."""
-        explained = self.weights @ self.target_covariance**2
-        return np.asarray(explained / (self.variance + self.noise_variance), dtype=float)
-
-    def observe(self, index: int) -> None:
-        """Condition on one run of a candidate: a rank-one update."""
-        column = self._prior_column(index) - self.factors @ self.factors[index]
-        factor = column / np.sqrt(max(self.variance[index], 0.0) + self.noise_variance)
-        self.factors = np.concatenate([self.factors, factor[:, None]], axis=1)
-        self.variance = np.maximum(self.variance - factor**2, 0.0)
-        self.target_covariance = self.target_covariance - np.outer(factor[self.targets], factor)
-
-    def target_sd(self) -> float:
-        """Root of the weighted mean variance of ln loss at the targets: a relative loss."""
-        return float(np.sqrt(self.weights @ self.variance[self.targets]))
