@@ -89,7 +89,7 @@ class Shortlist:
     """The choice among candidates at one N and D; indices are positions in `candidates`.
 
     Losses are in `unit`. `probability_within_limit` (M,) is the chance that a shape's expected loss is at most the
-    limit, whose draws are `limit_draws` (B, 1); Surefire needs `probability`.
+    limit: `limit` as estimated, `limit_draws` (B, 1) in the replicates. Surefire needs `probability`.
     `front` runs from the lowest loss to the highest throughput. `surefire` is None where nothing is fast
     and safe enough, or no throughput is known; `reasons` say why.
     """
@@ -100,6 +100,7 @@ class Shortlist:
     baseline: int
     loss: Prediction
     loss_draws: Floats
+    limit: float
     limit_draws: Floats
     probability_within_limit: Floats
     probability: float
@@ -163,8 +164,11 @@ def recommend(
     unit: LossUnit = "L_opt" if isinstance(reference, RelativeLevel) else "nats/token"
     loss = fit.predict_loss(candidates.x, candidates.r, num_parameters, num_tokens, reference=reference)
     draws = fit.sample_loss(candidates.x, candidates.r, num_parameters, num_tokens, reference=reference)
-    limit = _limit_draws(loss_limit, fit, draws, baseline, num_parameters, num_tokens, reference)
-    within = np.asarray((draws <= limit).mean(axis=0), dtype=float)
+    if loss_limit == "baseline":
+        limit, limit_draws = float(loss.mean[baseline]), draws[:, [baseline]]
+    else:
+        limit, limit_draws = _other_limit(loss_limit, fit, num_parameters, num_tokens, reference)
+    within = np.asarray((draws <= limit_draws).mean(axis=0), dtype=float)
     panda = int(np.argmin(loss.mean))
     front = _pareto_front(loss.mean, throughput.mean) if throughput else (panda,)
     surefire, over_runner_up = _surefire(within, throughput, probability)
@@ -184,7 +188,8 @@ def recommend(
         baseline=baseline,
         loss=loss,
         loss_draws=draws,
-        limit_draws=limit,
+        limit=limit,
+        limit_draws=limit_draws,
         probability_within_limit=within,
         probability=probability,
         level=fit.level,
@@ -202,18 +207,10 @@ def recommend(
     return _with_reasons(found, fit, loss_limit)
 
 
-def _limit_draws(
-    limit: LossLimit,
-    fit: LawFit,
-    draws: Floats,
-    baseline: int,
-    N: float,
-    D: float,
-    reference: ReferenceSamples | None,
-) -> Floats:
-    """The highest loss allowed, in every replicate: (B, 1)."""
-    if limit == "baseline":
-        return draws[:, [baseline]]
+def _other_limit(
+    limit: LossLimit, fit: LawFit, N: float, D: float, reference: ReferenceSamples | None
+) -> tuple[float, Floats]:
+    """The highest loss allowed, where it is not a candidate's: as estimated, and in every replicate (B, 1)."""
     if isinstance(limit, str):
         named = named_architecture(limit)
         if abs(named.num_parameters / N - 1) > _SAME_SIZE:
@@ -221,13 +218,15 @@ def _limit_draws(
                 f"the loss limit {limit} has N = {named.num_parameters:.4g}, the search {N:.4g}: name a model within "
                 f"{_SAME_SIZE:.0%}, give nats per token, or take a shape like it at this size as the baseline"
             )
-        return fit.sample_loss(named.width_ratio, named.mlp_attention_ratio, N, D, reference=reference)
+        x, r = named.width_ratio, named.mlp_attention_ratio
+        estimate = fit.predict_loss(x, r, N, D, reference=reference).mean
+        return float(estimate[0]), fit.sample_loss(x, r, N, D, reference=reference)
     if isinstance(reference, RelativeLevel):
         raise ValueError(
             f"a loss limit of {limit:g} nats needs L_opt at N = {N:.4g}, D = {D:.4g}, which cannot be predicted: name "
             "a baseline instead, or add runs at a second N and a second D"
         )
-    return np.full((len(draws), 1), float(limit))
+    return float(limit), np.full((len(fit.bootstrap), 1), float(limit))
 
 
 def _compare(loss: Prediction, draws: Floats, index: int, other: int, level: float, unit: LossUnit) -> Comparison:
