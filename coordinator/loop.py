@@ -7,7 +7,7 @@ fact goes into the store before anything follows from it.
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coordinator import forecast, planner, shapes
@@ -96,6 +96,8 @@ class Coordinator:
                 self._note_agent(event)
                 if isinstance(event, AgentJoined):
                     self._dispatch.idle[event.agent] = None
+                elif isinstance(event, AgentLost):
+                    self._dispatch.idle.pop(event.agent, None)
 
     def _price(self) -> None:
         """Measure the agents' speed once per run; the token scale that follows from it is kept for good."""
@@ -181,7 +183,7 @@ class Coordinator:
                 self._running[trial_id] = self._running[trial_id].at(progress)
             case Accept(trial_id, epoch, observation):
                 self.store.record_result(trial_id, epoch, observation, now_unix=now)
-                self._ended(trial_id)
+                self._ended(trial_id, agent_state="idle")
                 if isinstance(observation, TrainingObservation):
                     self.view.note(f"{self._describe(trial_id)}: loss {observation.loss:.4f} nats/token")
                     self._refit()
@@ -190,7 +192,8 @@ class Coordinator:
             case Fail(trial_id, epoch, kind, message, final):
                 failure = instruction.failure or self._failure(instruction)
                 self.store.record_failure(trial_id, epoch, failure, final=final, now_unix=now)
-                self._ended(trial_id)
+                # Without a report of its own, the agent is gone or about to be restarted.
+                self._ended(trial_id, agent_state="idle" if instruction.failure else "lost")
                 again = "given up" if final else "will be tried again"
                 self.view.note(f"{self._describe(trial_id)}: {kind}, {again}: {message}")
             case Reject(trial_id, epoch, agent, reason):
@@ -209,11 +212,11 @@ class Coordinator:
         self._running[trial_id] = RunningTrial(agent=agent, description=self._describe(trial_id))
         self.fleet.assign(agent, trial_id, epoch, self._planned[trial_id].assignment)
 
-    def _ended(self, trial_id: str) -> None:
+    def _ended(self, trial_id: str, *, agent_state: str) -> None:
         self._something_ended = True
         running = self._running.pop(trial_id, None)
         if running is not None:
-            self._set_agent_state(running.agent, "idle")
+            self._set_agent_state(running.agent, agent_state)
 
     def _queue(self, plan: Plan) -> None:
         added = self.store.add_plan(plan, now_unix=self.wall())
@@ -249,21 +252,14 @@ class Coordinator:
                 self._set_agent_state(agent, "lost")
                 self.view.note(f"{agent} was lost ({reason}); starting another")
             case Reported(agent):
-                self._set_agent_state(agent, "busy")
+                self._set_agent_state(agent)
 
-    def _set_agent_state(self, agent: str, state: str) -> None:
+    def _set_agent_state(self, agent: str, state: str | None = None) -> None:
+        """Record an agent's new state; without one, only that it was heard of."""
         for row in self.store.agents():
             if row.agent == agent:
-                self.store.upsert_agent(
-                    AgentRow(
-                        agent=agent,
-                        hardware=row.hardware,
-                        state=state,
-                        pid=row.pid,
-                        heartbeat_unix=row.heartbeat_unix if state == "lost" else self.wall(),
-                        joined_unix=row.joined_unix,
-                    )
-                )
+                heard = row.heartbeat_unix if state == "lost" else self.wall()
+                self.store.upsert_agent(replace(row, state=state or row.state, heartbeat_unix=heard))
 
     def _mark_agents_gone(self) -> None:
         for row in self.store.agents():

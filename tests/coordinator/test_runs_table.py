@@ -108,7 +108,7 @@ def test_n_params_goes_before_the_other_size_columns(tmp_path: Path) -> None:
         ("n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,low\n", "line 3: loss is 'low', expected a number"),
         ("n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,nan\n", "line 3: loss is nan"),
         ("n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,inf\n", "line 3: loss is inf"),
-        ("n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,\n", "line 3: loss is ''"),
+        ("n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,\n", "1 of 2 rows have a loss"),
         ("n_params,n_tokens,loss\n1e8,1e9,3.0\n-2e8,1e9,3\n", "line 3: n_params is -2e8, expected a positive"),
         ("n_params,n_tokens,loss\n1e8,1e9,3.0\n1e8,1e9,3.0\n", "line 3 repeats line 2"),
         ("n_params,n_tokens,loss\n1e8,1e9,3.0,7\n2e8,1e9,3.0\n", "line 2: 4 cells where the header has 3"),
