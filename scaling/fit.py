@@ -31,6 +31,7 @@ from scaling.law_fit import (
     Validation,
     best_in_range,
     best_mean,
+    quantiles,
 )
 from scaling.points import Cells, ShapePoints, find_cell, make_cells
 from scaling.quantity import Interval
@@ -271,6 +272,9 @@ def _bootstrap(design: Design, theta: Floats, loss: Floats, fitted: Floats, dof:
     # A point of leverage 1 fits itself: its residual says nothing, and must not be divided by nearly zero.
     residual = (loss - fitted) * root_weight / np.sqrt(np.maximum(1.0 - leverage(design, theta), 0.05))
     residual -= residual.mean()
+    # Leverage has evened them out; their size is the unbiased estimate's, whose own error the chi² below stands for.
+    scatter = float((design.weight * (loss - fitted) ** 2).sum()) / dof
+    residual *= np.sqrt(scatter / max(float(np.mean(residual**2)), 1e-300))
     shape = (setting.num_bootstrap, len(loss))
     drawn = residual[generator.integers(len(loss), size=shape)] / root_weight
     widen = np.sqrt(dof / generator.chisquare(dof, size=(setting.num_bootstrap, 1)))
@@ -415,7 +419,7 @@ def _optimum(
             "ends, to settle it."
         )
     ends, share = (
-        np.quantile(at[1:], [(1 - setting.level) / 2, (1 + setting.level) / 2]),
+        quantiles(at[1:], setting.level),
         _share_at_ends(at[1:], limits),
     )
     interval = Interval(

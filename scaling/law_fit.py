@@ -205,7 +205,7 @@ class LawFit:
     def _summary(self, mean: Floats, samples: Floats) -> Prediction:
         """Percentiles of the draws, widened to hold the estimate."""
         estimate = np.atleast_1d(mean)
-        low, high = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+        low, high = quantiles(samples, self.level)
         return Prediction(estimate, np.minimum(low, estimate), np.maximum(high, estimate))
 
     def validate(self, points: ShapePoints, *, reference: ReferenceSamples | None = None) -> Validation:
@@ -259,6 +259,15 @@ class LawFit:
         references = np.array(values["bootstrap_references"], dtype=float)
         values["bootstrap_references"] = references.reshape(-1, len(values["cells"]) or 1)
         return cls(**values)
+
+
+def quantiles(draws: Floats, level: float) -> Floats:
+    """Both ends (2, ...) of the central `level` of draws (B, ...).
+
+    Weibull's positions p (B + 1): a new draw falls outside as often as `level` says, also for few replicates.
+    """
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    return np.asarray(np.quantile(draws, tails, axis=0, method="weibull"), dtype=float)
 
 
 def best_in_range(coefficients: Floats, limits: tuple[float, float]) -> Floats:
