@@ -17,7 +17,10 @@ from coordinator.errors import UserError
 from coordinator.runs import DEFAULT_RUNS, find_run
 from coordinator.version import version
 
-console = Console(highlight=False)
+PIPED_WIDTH = 170
+"""Columns where there is no terminal to ask: tables keep their words whole."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 errors = Console(stderr=True, highlight=False)
 
 _runs_option = click.option(
@@ -138,6 +141,65 @@ def fit(table: Path, law: str, as_json: bool) -> None:
         _print_json(result)
     else:
         console.print(describe_fit(result), markup=False, soft_wrap=True)
+
+
+@main.command(
+    epilog="  archfleet recommend --runs runs.csv --n 1e9 --tokens 100e9 --baseline llama-3.2-1b --hardware h200\n"
+    "  archfleet recommend --runs runs.csv --n 3e9 --tokens 100e9 --baseline llama-3.2-3b --hardware a100-80gb --json"
+)
+@click.option("--runs", "table", type=click.Path(path_type=Path), required=True, help="CSV of runs with their shapes.")
+@click.option("--n", "n", type=click.FloatRange(min=0, min_open=True), required=True, help="Non-embedding parameters.")
+@click.option("--tokens", type=click.FloatRange(min=0, min_open=True), required=True, help="Training tokens.")
+@click.option("--baseline", default="llama-3.2-1b", show_default=True, help="A named architecture or a config.json.")
+@click.option("--hardware", default="h200", show_default=True, help="A profile of `archfleet hw list`.")
+@click.option("--layers", "num_layers", type=click.IntRange(min=1), help="Layers; default: the baseline's.")
+@click.option("--probability", default=0.8, show_default=True, type=click.FloatRange(0.5, 1, True, True))
+@_json_option
+def recommend(table: Path, as_json: bool, **settings: Any) -> None:
+    """Recommend shapes from your own table of runs: Panda, Surefire and the front; every number is predicted."""
+    from coordinator.recommend_from_runs import recommend_from_runs, recommendation_table
+    from coordinator.runs_table import read_runs_table
+
+    try:
+        result = recommend_from_runs(read_runs_table(table), **settings)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        _print_json(result)
+        return
+    console.print(recommendation_table(result))
+    for sentence in result["reasons"]:
+        console.print(f"- {sentence}", markup=False, soft_wrap=True)
+
+
+@main.group(epilog="  archfleet simulate coverage --studies 200")
+def simulate() -> None:
+    """Test the science on simulated truths: nothing is trained, every number comes from a known law plus noise."""
+
+
+@simulate.command(epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate coverage --json")
+@click.option("--studies", "num_studies", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option("--truth", default="paper", show_default=True, help="The simulated law.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@_json_option
+def coverage(num_studies: int, truth: str, seed: int, as_json: bool) -> None:
+    """How often nominal 90 % intervals hold the truth, over simulated studies of 16 runs."""
+    from rich.progress import Progress
+
+    from coordinator.simulate_coverage import coverage_table, run_coverage
+
+    with Progress(console=errors, transient=True) as bars:
+        task = bars.add_task("simulated studies", total=num_studies)
+        try:
+            result = run_coverage(
+                num_studies, seed, truth=truth, progress=lambda done: bars.update(task, completed=done)
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if as_json:
+        _print_json(result)
+    else:
+        console.print(coverage_table(result))
 
 
 @main.command(

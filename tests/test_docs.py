@@ -51,7 +51,8 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "coordinator" / "studies", folder / "coordinator" / "studies")
-    shutil.copy(ROOT / "tests" / "data" / "runs.csv", folder / "runs.csv")
+    for table in (ROOT / "tests" / "data").glob("*.csv"):
+        shutil.copy(table, folder / table.name)
     shapes = [
         Architecture(
             hidden_size=d,
