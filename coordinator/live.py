@@ -62,7 +62,8 @@ def headline(snapshot: Snapshot) -> str:
     """Runs done, time spent and left, in one line."""
     failed = f", {snapshot.num_failed} failed" if snapshot.num_failed else ""
     return (
-        f"{snapshot.num_done}/{snapshot.num_expected} trials{failed} · {clock(snapshot.elapsed_seconds)} elapsed · "
+        f"{snapshot.num_done}/{snapshot.num_expected} trials{failed} · {clock(snapshot.elapsed_seconds)} of "
+        f"{clock(snapshot.budget_seconds)} min budget · "
         f"about {clock(snapshot.seconds_left)} left · {snapshot.spent_agent_seconds:.0f} agent-seconds spent"
     )
 

@@ -147,9 +147,11 @@ class Coordinator:
         self.store.add_recommendation(recommendation.model_dump(mode="json"), now_unix=now)
 
     def _state(self) -> planner.StudyState:
-        earlier = float(self.store.meta("wall_seconds") or 0)
-        elapsed = earlier + self.monotonic() - self.started_monotonic
-        return planner.state_of(self.store, corpus_id=self.corpus_id, elapsed_seconds=elapsed)
+        return planner.state_of(self.store, corpus_id=self.corpus_id, elapsed_seconds=self._elapsed_seconds())
+
+    def _elapsed_seconds(self) -> float:
+        """Wall seconds of this study, earlier sessions included."""
+        return float(self.store.meta("wall_seconds") or 0) + self.monotonic() - self.started_monotonic
 
     def _turn(self) -> None:
         self._carry_out(self._dispatch.tick(now=self.monotonic()))
@@ -293,7 +295,8 @@ class Coordinator:
             num_done=sum(trial.state in ("succeeded", "failed") for trial in trials),
             num_failed=sum(trial.state == "failed" for trial in trials),
             num_expected=forecast.expected_trials(self._study, trials),
-            elapsed_seconds=self.monotonic() - self.started_monotonic,
+            elapsed_seconds=self._elapsed_seconds(),
+            budget_seconds=60 * self._study.budget.wall_minutes,
             seconds_left=forecast.seconds_left(
                 self._study, trials, self._speed, float(self.store.meta("token_scale") or 1)
             ),

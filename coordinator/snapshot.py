@@ -28,6 +28,7 @@ class Snapshot:
     num_failed: int
     num_expected: int
     elapsed_seconds: float
+    budget_seconds: float
     seconds_left: float
     spent_agent_seconds: float
     law: str

@@ -16,6 +16,7 @@ def snapshot(**changes: object) -> Snapshot:
         "num_failed": 0,
         "num_expected": 12,
         "elapsed_seconds": 65.4,
+        "budget_seconds": 600.0,
         "seconds_left": 130,
         "spent_agent_seconds": 99.6,
         "law": "law from 3 runs",
@@ -38,7 +39,7 @@ def test_clock(seconds: float, text: str) -> None:
 def test_headline_tells_done_expected_and_time() -> None:
     line = headline(snapshot())
     assert "3/12 trials" in line
-    assert "1:05 elapsed" in line
+    assert "1:05 of 10:00" in line
     assert "2:10 left" in line
     assert "100 agent-seconds" in line
     assert "failed" not in line
