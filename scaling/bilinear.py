@@ -6,8 +6,9 @@ flat law converges in a few steps, and all bootstrap replicates are solved toget
     multiplicative: y_i = c_g(i) · ref_i · (1 + X_i·α) · (1 + R_i·β)
     additive:       y_i = c_g(i) + ref_i + X_i·α + R_i·β
 
-X, R: orthonormalised shape features, zero at the centre of the data. c_g: one free level for each group.
-Legend of shapes: B replicates, n points, G groups, p = G + columns of X + columns of R parameters.
+X, R: orthonormalised shape features, zero at the centre of the data. c_g: one free level for each group. Gaussian
+knowledge of the parameters θ enters as rows P with targets t: the objective is sum_i w_i (y_i - f_i)² + |P θ - t|².
+Legend of shapes: B replicates, n points, G groups, p = G + columns of X + columns of R parameters, m rows of P.
 """
 
 from dataclasses import dataclass
@@ -127,11 +128,26 @@ class Solution:
     converged: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
-def solve(design: Design, y: Floats, start: Floats | None = None) -> Solution:
-    """Weighted least squares of every row of `y` (B, n) on one design, from `start` (B, p) or a flat law."""
+def solve(
+    design: Design,
+    y: Floats,
+    start: Floats | None = None,
+    *,
+    penalty: Floats | None = None,
+    target: Floats | None = None,
+) -> Solution:
+    """Weighted least squares of every row of `y` (B, n) on one design, from `start` (B, p) or a flat law.
+
+    `penalty` (m, p) and `target` (B, m), by default zero, are the Gaussian knowledge P, t.
+    """
     begin = design.flat_start(y) if start is None else np.broadcast_to(start, (len(y), design.num_unknowns))
+    P = np.zeros((0, design.num_unknowns)) if penalty is None else penalty
+    t = np.zeros((len(y), len(P))) if target is None else target
     chunk = max(1, _BATCH_ELEMENTS // max(1, y.shape[1] * design.num_unknowns))
-    parts = [_solve_batch(design, y[i : i + chunk], begin[i : i + chunk]) for i in range(0, len(y), chunk)]
+    parts = [
+        _solve_batch(design, y[i : i + chunk], begin[i : i + chunk], P, t[i : i + chunk])
+        for i in range(0, len(y), chunk)
+    ]
     return Solution(
         theta=np.concatenate([part.theta for part in parts]),
         rss=np.concatenate([part.rss for part in parts]),
@@ -139,34 +155,43 @@ def solve(design: Design, y: Floats, start: Floats | None = None) -> Solution:
     )
 
 
-def _solve_batch(design: Design, y: Floats, start: Floats) -> Solution:
+def _solve_batch(design: Design, y: Floats, start: Floats, P: Floats, t: Floats) -> Solution:
     theta = np.array(start)
     damping = np.full(len(y), 1e-6)
     done = np.zeros(len(y), dtype=bool)
     predicted, jacobian = design.evaluate(theta)
-    rss = (design.weight * (y - predicted) ** 2).sum(axis=1)
+    objective = _objective(design, y - predicted, theta, P, t)
     for _ in range(_MAX_ITERATIONS):
-        step = _damped_step(jacobian, design.weight, y - predicted, damping)
+        step = _damped_step(jacobian, design.weight, y - predicted, damping, P, t - theta @ P.T)
         trial = theta + step
         trial_predicted, trial_jacobian = design.evaluate(trial)
-        trial_rss = (design.weight * (y - trial_predicted) ** 2).sum(axis=1)
-        better = (trial_rss <= rss) & ~done
+        trial_objective = _objective(design, y - trial_predicted, trial, P, t)
+        better = (trial_objective <= objective) & ~done
         tiny = np.abs(step).max(axis=1) <= _RELATIVE_STEP * (1.0 + np.abs(theta).max(axis=1))
         # A rejected step whose damping is already huge can improve nothing: the minimum in floating point.
         done = done | tiny | (damping > 1e8)
         damping = np.where(better, damping * 0.1, damping * 10.0)
-        theta[better], rss[better] = trial[better], trial_rss[better]
+        theta[better], objective[better] = trial[better], trial_objective[better]
         predicted = np.where(better[:, None], trial_predicted, predicted)
         jacobian = np.where(better[:, None, None], trial_jacobian, jacobian)
         if done.all():
             break
+    rss = (design.weight * (y - predicted) ** 2).sum(axis=1)
     return Solution(theta=theta, rss=rss, converged=done & np.isfinite(rss))
 
 
-def _damped_step(jacobian: Floats, weight: Floats, residual: Floats, damping: Floats) -> Floats:
-    weighted = jacobian * weight[None, :, None]
-    normal = np.einsum("bni,bnj->bij", weighted, jacobian)
-    gradient = np.einsum("bni,bn->bi", weighted, residual)
+def _objective(design: Design, residual: Floats, theta: Floats, P: Floats, t: Floats) -> Floats:
+    misfit = (design.weight * residual**2).sum(axis=1)
+    return np.asarray(misfit + ((theta @ P.T - t) ** 2).sum(axis=1), dtype=float)
+
+
+def _damped_step(
+    jacobian: Floats, weight: Floats, residual: Floats, damping: Floats, P: Floats, missing: Floats
+) -> Floats:
+    # As matrix products: einsum would run these sums over points without BLAS.
+    weighted = (jacobian * weight[None, :, None]).transpose(0, 2, 1)
+    normal = weighted @ jacobian + P.T @ P
+    gradient = (weighted @ residual[:, :, None])[:, :, 0] + missing @ P
     index = np.arange(normal.shape[1])
     diagonal = normal[:, index, index]
     # A floor keeps a direction that the data do not see (a zero column) solvable: its step is then zero.
@@ -175,11 +200,17 @@ def _damped_step(jacobian: Floats, weight: Floats, residual: Floats, damping: Fl
     return np.asarray(np.linalg.solve(normal, gradient[:, :, None])[:, :, 0], dtype=float)
 
 
-def leverage(design: Design, theta: Floats) -> Floats:
-    """Diagonal of the hat matrix (n,) at one solution `theta` (p,): how much each point determines its own fit."""
+def leverage(design: Design, theta: Floats, penalty: Floats | None = None) -> Floats:
+    """Diagonal of the hat matrix (n,) at one solution `theta` (p,): how much each point determines its own fit.
+
+    Its sum is the effective number of parameters.
+    """
     _, jacobian = design.evaluate(theta[None])
-    orthonormal, _ = np.linalg.qr(np.sqrt(design.weight)[:, None] * jacobian[0])
-    return np.asarray((orthonormal**2).sum(axis=1), dtype=float)
+    rows = np.sqrt(design.weight)[:, None] * jacobian[0]
+    if penalty is not None:
+        rows = np.concatenate([rows, penalty])
+    orthonormal, _ = np.linalg.qr(rows)
+    return np.asarray((orthonormal**2).sum(axis=1)[: len(design.weight)], dtype=float)
 
 
 def condition_number(design: Design, theta: Floats) -> float:

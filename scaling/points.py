@@ -13,6 +13,8 @@ from scaling.observations import TrainingObservation
 Integers = NDArray[np.intp]
 CELL_TOLERANCE = 0.05
 """Runs whose N (and whose D) differ by less than 5 % share a cell: shapes never hit a target N exactly."""
+SCALE_GAP = 0.2
+"""A scale ends where the next larger N is more than 20 % away."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,7 +22,8 @@ class ShapePoints:
     """One entry a finished run, all columns (n,): x, r, N in parameters, D in tokens, loss in nats per token.
 
     `standard_error` is the known part of each loss's error (over evaluation windows). `group` names the shape: runs of
-    one cell with equal group are replicates that differ in the seed alone; by default equal (x, r, N) make a shape.
+    one cell with equal group are replicates that differ in the seed alone; by default equal (x, r, N, g) make a shape.
+    `query_group_size` is g, query heads per key-value head, where it is known.
     """
 
     x: Floats
@@ -30,11 +33,14 @@ class ShapePoints:
     loss: Floats
     standard_error: Floats | None = None
     group: NDArray[Any] | None = None
+    query_group_size: Floats | None = None
 
     def __post_init__(self) -> None:
         """Turn the columns into arrays and refuse what no fit can use."""
         for name in ("x", "r", "num_parameters", "num_tokens", "loss"):
             object.__setattr__(self, name, _positive_column(name, getattr(self, name)))
+        if self.query_group_size is not None:
+            object.__setattr__(self, "query_group_size", _positive_column("query_group_size", self.query_group_size))
         if self.standard_error is not None:
             object.__setattr__(self, "standard_error", np.atleast_1d(np.asarray(self.standard_error, dtype=float)))
             if not (np.isfinite(self.standard_error) & (self.standard_error >= 0)).all():
@@ -46,11 +52,17 @@ class ShapePoints:
             raise ValueError(f"the columns of ShapePoints must have one length, got {lengths}")
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        names = ("x", "r", "num_parameters", "num_tokens", "loss", "standard_error", "group")
+        names = (
+            *("x", "r", "num_parameters", "num_tokens", "loss"),
+            *("standard_error", "group", "query_group_size"),
+        )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _shape_names(self) -> NDArray[Any]:
-        rounded = np.stack([np.round(np.log(z), 9) for z in (self.x, self.r, self.num_parameters)], axis=1)
+        columns = [self.x, self.r, self.num_parameters]
+        if self.query_group_size is not None:
+            columns.append(self.query_group_size)
+        rounded = np.stack([np.round(np.log(z), 9) for z in columns], axis=1)
         return np.unique(rounded, axis=0, return_inverse=True)[1].reshape(-1)
 
     def __len__(self) -> int:
@@ -83,6 +95,7 @@ class ShapePoints:
             loss=np.array([run.loss for run in runs], dtype=float),
             standard_error=np.array([run.loss_standard_error for run in runs], dtype=float),
             group=np.array([run.architecture.label for run in runs], dtype=str),
+            query_group_size=np.array([run.architecture.query_group_size for run in runs], dtype=float),
         )
 
 
@@ -136,6 +149,32 @@ def make_cells(num_parameters: Floats, num_tokens: Floats) -> Cells:
         num_parameters=np.array([np.exp(np.mean(np.log(num_parameters[inside]))) for inside in members], dtype=float),
         num_tokens=np.array([np.exp(np.mean(np.log(num_tokens[inside]))) for inside in members], dtype=float),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scales:
+    """Which size every point is of: `of_point` (n,), and the sizes' geometric mean N, (S,), ascending."""
+
+    of_point: Integers
+    num_parameters: Floats
+
+    def __len__(self) -> int:
+        """Number of scales."""
+        return len(self.num_parameters)
+
+    def nearest(self, num_parameters: float) -> int:
+        """Index of the scale nearest in ln N."""
+        return int(np.argmin(np.abs(np.log(self.num_parameters / num_parameters))))
+
+
+def make_scales(num_parameters: Floats) -> Scales:
+    """Group runs by size: shapes of one size differ by a few per cent in N, sizes by tens of per cent."""
+    order = np.argsort(num_parameters, kind="stable")
+    logs = np.log(num_parameters[order])
+    of_point = np.zeros(len(order), dtype=np.intp)
+    of_point[order] = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log1p(SCALE_GAP))]) if len(order) else 0
+    means = [np.exp(np.log(num_parameters[of_point == scale]).mean()) for scale in np.unique(of_point)]
+    return Scales(of_point=of_point, num_parameters=np.array(means, dtype=float))
 
 
 def _levels(values: Floats) -> Integers:
