@@ -20,6 +20,7 @@ import numpy as np
 from scaling.bilinear import ShapeBasis, make_basis
 from scaling.law import Floats
 from scaling.points import Integers, make_cells
+from scaling.space import Mask
 
 DEFAULT_NOISE = 0.003
 """sd of ln loss over seeds, where nothing is known yet: 0.011 nats of 3.6 (measured at 0.1 M parameters)."""
@@ -38,14 +39,16 @@ class Prior:
     """Second order in ln N and ln D."""
     cell: float = 0.003
     """What a smooth level misses in one cell."""
-    shape: float = 0.05
-    """Shapes within the usual ranges differ by a few per cent."""
-    size_drift: float = 0.005
-    """Change of a shape term for each factor e of N; that of the published fits of arXiv 2510.18245 in x is 0.005."""
-    ratio_drift: float = 0.002
+    shape: float = 0.02
+    """Shapes within the usual ranges differ by one to four per cent."""
+    size_drift: float = 0.0015
+    """Change of a shape term for each factor e of N; 0.001 to 0.002 between the published fits of arXiv 2510.18245."""
+    ratio_drift: float = 0.0005
     """Change of a shape term for each factor e of tokens per parameter."""
-    interaction: float = 0.005
-    misfit_share: float = 1.0
+    drift_scales: tuple[float, ...] = (0.1, 0.5, 2.0)
+    """Factors on both drifts, weighed by how well each explains the losses: nobody knows the drift beforehand."""
+    interaction: float = 0.003
+    misfit_share: float = 0.5
     """sd of the smooth misfit relative to the noise of one run."""
     misfit_length: float = 0.5
     """Correlation length of the misfit in ln x and ln r: about a factor of 1.6."""
@@ -103,7 +106,7 @@ class Target:
 class ShapeModel:
     """Features of the menu (M, p) and of the target (T, p), and the prior sd of their coefficients (p,).
 
-    Smooth-misfit columns, `misfit` of them at the end, have a prior sd relative to the noise.
+    `is_drift` and `is_misfit` (p,) mark columns whose sd is to be scaled: by a hypothesis, and by the noise.
     """
 
     menu: RunMenu
@@ -111,15 +114,17 @@ class ShapeModel:
     menu_features: Floats
     target_features: Floats
     prior_sd: Floats
-    num_misfit: int
+    is_drift: Mask
+    is_misfit: Mask
+    drift_scales: tuple[float, ...]
     law_columns: Floats
     """X and R of the menu, (M, up to 4): what the condition number of a design is about."""
 
-    def prior_variance(self, noise: float) -> Floats:
-        """Of the coefficients, (p,), given the sd of ln loss over seeds."""
-        sd = self.prior_sd.copy()
-        sd[len(sd) - self.num_misfit :] *= noise
-        return np.asarray(sd**2, dtype=float)
+    def scaled_prior(self, noise: float) -> list[Floats]:
+        """Prior sd of the coefficients, (p,), under each hypothesis about the drift; one if nothing drifts."""
+        scales = self.drift_scales if self.is_drift.any() else (1.0,)
+        sd = np.where(self.is_misfit, noise * self.prior_sd, self.prior_sd)
+        return [np.where(self.is_drift, scale * sd, sd) for scale in scales]
 
     def belief(self, existing: Sequence[int], losses: Floats, *, pending: Sequence[int] = ()) -> "Belief":
         """The belief after runs of menu rows `existing` with their `losses` (n,) in nats per token.
@@ -135,14 +140,16 @@ def make_model(menu: RunMenu, target: Target, prior: Prior | None = None) -> Sha
     bases = make_basis(menu.x, 2), make_basis(menu.r, 2)
     misfit = _Misfit.over(menu, chosen.misfit_length)
     parts = [_columns(one, menu, target, bases, misfit, chosen) for one in (_Rows.of(menu), _Rows.of(target))]
-    on_menu, on_target, sd = parts[0].features, parts[1].features, parts[0].prior_sd
+    on_menu, on_target = parts
     return ShapeModel(
         menu=menu,
         target=target,
-        menu_features=on_menu,
-        target_features=on_target,
-        prior_sd=sd,
-        num_misfit=len(misfit.centres),
+        menu_features=on_menu.features,
+        target_features=on_target.features,
+        prior_sd=on_menu.prior_sd,
+        is_drift=on_menu.kind == _DRIFT,
+        is_misfit=on_menu.kind == _MISFIT,
+        drift_scales=chosen.drift_scales,
         law_columns=np.concatenate([bases[0].columns(menu.x), bases[1].columns(menu.r)], axis=1),
     )
 
@@ -164,8 +171,14 @@ class _Rows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Columns:
+    """`kind` (p,) tells what scales the prior sd of each column besides its own number."""
+
     features: Floats
     prior_sd: Floats
+    kind: Integers
+
+
+_PLAIN, _DRIFT, _MISFIT = range(3)
 
 
 def _columns(
@@ -173,7 +186,7 @@ def _columns(
 ) -> _Columns:
     shape = np.concatenate([bases[0].columns(rows.x), bases[1].columns(rows.r)], axis=1)
     num_cells = int(menu.cell.max()) + 1
-    blocks = [(np.ones((len(rows.x), 1)), prior.level)]
+    blocks = [(np.ones((len(rows.x), 1)), prior.level, _PLAIN)]
     if num_cells > 1:
         centre = np.log(menu.num_parameters).mean(), np.log(menu.num_tokens).mean()
         size, data = np.log(rows.N) - centre[0], np.log(rows.D) - centre[1]
@@ -182,19 +195,20 @@ def _columns(
         u = np.log(rows.N / target.num_parameters)[:, None]
         v = np.log(rows.D / rows.N * target.num_parameters / target.num_tokens)[:, None]
         blocks += [
-            (np.stack([size, data], axis=1), prior.slope),
-            (np.stack([size**2, size * data, data**2], axis=1), prior.curvature),
-            (cells, prior.cell),
-            (u * shape, prior.size_drift),
-            (v * shape, prior.ratio_drift),
+            (np.stack([size, data], axis=1), prior.slope, _PLAIN),
+            (np.stack([size**2, size * data, data**2], axis=1), prior.curvature, _PLAIN),
+            (cells, prior.cell, _PLAIN),
+            (u * shape, prior.size_drift, _DRIFT),
+            (v * shape, prior.ratio_drift, _DRIFT),
         ]
-    blocks.append((shape, prior.shape))
+    blocks.append((shape, prior.shape, _PLAIN))
     if min(bases[0].rank, bases[1].rank) > 0:
-        blocks.append((shape[:, :1] * shape[:, bases[0].rank : bases[0].rank + 1], prior.interaction))
-    blocks.append((misfit.columns(rows.x, rows.r), prior.misfit_share))
+        blocks.append((shape[:, :1] * shape[:, bases[0].rank : bases[0].rank + 1], prior.interaction, _PLAIN))
+    blocks.append((misfit.columns(rows.x, rows.r), prior.misfit_share, _MISFIT))
     return _Columns(
-        features=np.concatenate([block for block, _ in blocks], axis=1),
-        prior_sd=np.concatenate([np.full(block.shape[1], sd) for block, sd in blocks]),
+        features=np.concatenate([block for block, _, _ in blocks], axis=1),
+        prior_sd=np.concatenate([np.full(block.shape[1], sd) for block, sd, _ in blocks]),
+        kind=np.concatenate([np.full(block.shape[1], kind) for block, _, kind in blocks]),
     )
 
 
@@ -249,24 +263,46 @@ def replicate_noise(existing: Sequence[int], losses: Floats) -> float:
 def condition(
     model: ShapeModel, existing: Sequence[int], losses: Floats, *, noise: float, pending: Sequence[int] = ()
 ) -> "Belief":
-    """Bayesian linear regression of ln loss on the features, with a known noise sd."""
-    rows = np.asarray(existing, dtype=np.intp)
-    features = model.menu_features[rows]
-    y = np.log(np.asarray(losses, dtype=float))
-    offset = float(y.mean()) if len(y) else 0.0
-    scale = np.sqrt(model.prior_variance(noise))
-    covariance = _posterior_covariance(model, np.concatenate([rows, np.asarray(pending, dtype=np.intp)]), noise, scale)
-    seen = covariance if not len(pending) else _posterior_covariance(model, rows, noise, scale)
-    mean = seen @ (features.T @ (y - offset)) / noise**2
+    """Bayesian linear regression of ln loss on the features, with a known noise sd.
+
+    Each hypothesis about the drift gives a Gaussian; they are mixed by their evidence p(losses | hypothesis) and the
+    mixture is taken as the Gaussian of its own mean and covariance.
+    """
+    rows, awaited = np.asarray(existing, dtype=np.intp), np.asarray(pending, dtype=np.intp)
+    log_loss = np.log(np.asarray(losses, dtype=float))
+    offset = float(log_loss.mean()) if len(log_loss) else 0.0
+    seen = [_regress(model.menu_features[rows], log_loss - offset, sd, noise) for sd in model.scaled_prior(noise)]
+    weight = np.exp(np.array([one.log_evidence for one in seen]) - max(one.log_evidence for one in seen))
+    weight /= weight.sum()
+    mean = np.asarray(sum(w * one.mean for w, one in zip(weight, seen, strict=True)), dtype=float)
+    covariance = np.zeros((len(mean), len(mean)))
+    for w, one, sd in zip(weight, seen, model.scaled_prior(noise), strict=True):
+        both = _regress(model.menu_features[np.concatenate([rows, awaited])], None, sd, noise) if len(awaited) else one
+        covariance += w * (both.covariance + np.outer(one.mean - mean, one.mean - mean))
     return Belief(model=model, mean=mean, covariance=covariance, noise=noise, offset=offset)
 
 
-def _posterior_covariance(model: ShapeModel, rows: Integers, noise: float, scale: Floats) -> Floats:
-    """(p, p): diag(s) (I + diag(s) Φᵀ Φ diag(s) / noise²)⁻¹ diag(s), by a Cholesky factor of the middle."""
-    scaled = model.menu_features[rows] * scale / noise
-    factor = np.linalg.cholesky(np.eye(len(scale)) + scaled.T @ scaled)
-    half = np.linalg.solve(factor, np.diag(scale))
-    return np.asarray(half.T @ half, dtype=float)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Posterior:
+    mean: Floats
+    covariance: Floats
+    log_evidence: float
+
+
+def _regress(features: Floats, y: Floats | None, prior_sd: Floats, noise: float) -> _Posterior:
+    """y = Φ w + noise, w ~ N(0, diag(s²)), through the Cholesky factor of I + diag(s) ΦᵀΦ diag(s) / noise².
+
+    log evidence, up to what all hypotheses share: -½ ln det(that matrix) - ½ yᵀ (y - Φ mean) / noise².
+    """
+    scaled = features * prior_sd / noise
+    factor = np.linalg.cholesky(np.eye(len(prior_sd)) + scaled.T @ scaled)
+    half = np.linalg.solve(factor, np.diag(prior_sd))
+    covariance = half.T @ half
+    if y is None:
+        return _Posterior(mean=np.zeros(len(prior_sd)), covariance=covariance, log_evidence=0.0)
+    mean = covariance @ (features.T @ y) / noise**2
+    evidence = -np.log(np.diag(factor)).sum() - 0.5 * float(y @ (y - features @ mean)) / noise**2
+    return _Posterior(mean=mean, covariance=covariance, log_evidence=float(evidence))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
