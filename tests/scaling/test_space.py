@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwprofiles.catalog import load_profile
 from scaling.architecture import Architecture
-from scaling.space import SearchSpace, baseline_shape
+from scaling.recipes import ServingRecipe, Workload
+from scaling.serving import predict_throughput_array
+from scaling.space import MemoryLimit, SearchSpace, baseline_shape
 
 LAPTOP = SearchSpace(num_parameters=100_000, num_hidden_layers=2, head_dim=16, vocab_size=1024)
 LLAMA_1B = Architecture(
@@ -74,6 +77,96 @@ def test_the_list_is_complete_against_a_plain_search() -> None:
     found = LAPTOP.enumerate()
     columns = (found.hidden_size, found.num_key_value_heads, found.intermediate_size)
     assert set(zip(*(column.tolist() for column in columns), strict=True)) == expected
+
+
+def test_all_intermediate_sizes_within_the_tolerance_are_listed_on_request() -> None:
+    space = LAPTOP.model_copy(update={"intermediate_sizes": "all", "num_hidden_layers": (2, 3)})
+    expected = set()
+    for layers in (2, 3):
+        for d in range(16, 400, 16):
+            for kv in range(1, 60):
+                attention = 2 * d * 16 * 3 * kv
+                for f in range(4, 1100, 4):
+                    N, r = layers * (attention + 3 * d * f), 3 * d * f / attention
+                    if abs(N / 100_000 - 1) <= 0.03 and 0.3 <= r <= 8.0:
+                        expected.add((layers, d, kv, f))
+    found = space.enumerate()
+    names = ("num_hidden_layers", "hidden_size", "num_key_value_heads", "intermediate_size")
+    listed = list(zip(*(getattr(found, name).tolist() for name in names), strict=True))
+    assert len(listed) == len(set(listed))
+    assert set(listed) == expected
+
+
+def test_several_layer_counts_list_what_each_lists_alone() -> None:
+    both = LAPTOP.model_copy(update={"num_hidden_layers": (4, 2)}).enumerate()
+    alone = [LAPTOP.model_copy(update={"num_hidden_layers": layers}).enumerate() for layers in (2, 4)]
+    assert len(both) == sum(len(part) for part in alone)
+    assert [both.architecture(i) for i in range(len(both))] == [
+        part.architecture(i) for part in alone for i in range(len(part))
+    ]
+    as_range = SearchSpace.model_validate({**LAPTOP.model_dump(), "num_hidden_layers": range(2, 5, 2)})
+    assert as_range.layer_counts == (2, 4)
+
+
+def test_no_layer_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_hidden_layers is empty"):
+        SearchSpace.model_validate({**LAPTOP.model_dump(), "num_hidden_layers": ()})
+
+
+def test_of_several_layer_counts_a_baseline_takes_the_one_nearest_its_models() -> None:
+    space = LAPTOP.model_copy(update={"num_hidden_layers": (1, 2, 3), "query_group_sizes": (4,)})
+    assert baseline_shape(LLAMA_1B, 100_000, space).num_hidden_layers == 3
+
+
+def test_total_parameters_count_embeddings_and_norms() -> None:
+    for tied in (True, False):
+        found = LAPTOP.model_copy(update={"tie_word_embeddings": tied}).enumerate()
+        assert found.num_total_parameters[5] == found.architecture(5).num_total_parameters
+
+
+def billion(**changes: object) -> SearchSpace:
+    return SearchSpace.model_validate(
+        {
+            "num_parameters": 1_000_000_000,
+            "num_hidden_layers": 16,
+            "head_dim": 64,
+            "query_group_sizes": (1, 2, 4, 8),
+            "hidden_multiple_of": 128,
+            "intermediate_multiple_of": 128,
+            "vocab_size": 128_256,
+            **changes,
+        }
+    )
+
+
+def test_the_memory_limit_admits_what_the_throughput_model_can_run() -> None:
+    small = load_profile("a100-40gb").model_copy(update={"memory_bytes": 6_000_000_000})
+    everything = billion().enumerate()
+    limited = billion(memory=MemoryLimit(profile=small, tokens_per_sequence=3072)).enumerate()
+    rates = predict_throughput_array(
+        everything,
+        vocab_size=128_256,
+        tie_word_embeddings=True,
+        profile=small,
+        recipe=ServingRecipe(),
+        workload=Workload(batch_size=1, input_tokens=2048, output_tokens=1024),
+    )
+    runs = everything.take(np.isfinite(rates))
+    assert 0 < len(limited) < len(everything)
+    # The throughput model leaves the norms out of the weights: a few at the very edge differ.
+    assert all(runs.index_of(limited.architecture(i)) is not None for i in range(0, len(limited), 100))
+    assert len(runs) * 0.998 <= len(limited) <= len(runs)
+
+
+def test_longer_sequences_and_wider_numbers_leave_fewer_candidates() -> None:
+    small = load_profile("a100-40gb").model_copy(update={"memory_bytes": 6_000_000_000})
+    sizes = [
+        len(billion(memory=MemoryLimit(profile=small, tokens_per_sequence=tokens)).enumerate())
+        for tokens in (1024, 4096, 8192)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+    with pytest.raises(ValueError, match="Relax memory"):
+        billion(memory=MemoryLimit(profile=small, dtype="float32")).enumerate()
 
 
 def test_ranges_bind() -> None:
