@@ -402,8 +402,9 @@ def _closing(search: GroupSearch | None, extra: dict[str, Any] | None) -> list[s
         if gain is not None and gain > 1:
             closing.append(
                 f"Grouped-query search: {search.chosen.label} ({search.chosen.query_group_size} query heads per "
-                f"key-value head, same N, x and r) is predicted {gain:.2f} times as fast as Surefire; its loss is not "
-                f"known, so train it before you build it. The search stopped because {search.stopped_because}."
+                f"key-value head, same N, x and r) is predicted {gain:.2f} times as fast as Surefire. The roofline does "
+                "not know that attention kernels lose bandwidth with larger groups, and its loss is not known: measure "
+                f"both before you build it. The search stopped because {search.stopped_because}."
             )
         else:
             closing.append(f"Grouped-query search found nothing faster: it stopped because {search.stopped_because}.")
@@ -413,7 +414,10 @@ def _closing(search: GroupSearch | None, extra: dict[str, Any] | None) -> list[s
 
 
 def recommendation_table(result: dict[str, Any]) -> Table:
-    """The result of `recommend_from_runs` for people: one row a shape; every number is predicted."""
+    """The result of `recommend_from_runs` for people: one row a shape; every number is predicted.
+
+    The sentences that belong to it are `result["reasons"]`.
+    """
     serving = result["serving"]
     relative = result["loss_unit"] != "nats/token"
     table = Table(
@@ -421,8 +425,6 @@ def recommendation_table(result: dict[str, Any]) -> Table:
         f"{result['num_runs_fitted']} runs; throughput on {result['hardware']}, {serving['dtype']}, batch "
         f"{serving['batch_size']}, {serving['input_tokens']} in / {serving['output_tokens']} out, by an uncalibrated "
         "roofline",
-        caption="\n".join(f"- {reason}" for reason in result["reasons"]),
-        caption_justify="left",
     )
     for head in ("role", "shape"):
         table.add_column(head)
