@@ -172,7 +172,7 @@ def recommend(table: Path, as_json: bool, **settings: Any) -> None:
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
-@main.group(epilog="  archfleet simulate coverage --studies 200")
+@main.group(epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate search --seeds 5")
 def simulate() -> None:
     """Test the science on simulated truths: nothing is trained, every number comes from a known law plus noise."""
 
@@ -200,6 +200,32 @@ def coverage(num_studies: int, truth: str, seed: int, as_json: bool) -> None:
         _print_json(result)
     else:
         console.print(coverage_table(result))
+
+
+@simulate.command(
+    epilog="  archfleet simulate search --seeds 5\n  archfleet simulate search --truth paper --figure regret.svg --json"
+)
+@click.option("--seeds", "num_seeds", default=50, show_default=True, type=click.IntRange(min=1))
+@click.option("--truth", "truths", multiple=True, help="A simulated law; may be repeated. Default: all.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Write the curves to this SVG or PNG file.")
+@_json_option
+def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json: bool) -> None:
+    """Regret of the recommended shape against GPU-seconds spent, for every way of choosing runs."""
+    from coordinator.report.search_figure import write_search_figure
+    from coordinator.simulate_search import run_search_simulation, search_table
+
+    settings: dict[str, Any] = {"truths": truths} if truths else {}
+    with errors.status("simulating") as line:
+        try:
+            result = run_search_simulation(num_seeds=num_seeds, on_progress=line.update, **settings)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if figure is not None:
+        write_search_figure(result, figure)
+    if as_json:
+        _print_json(result)
+    else:
+        console.print(search_table(result))
 
 
 @main.command(
