@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from agent.benchmark.configs import read_config
-from coordinator.runs_table import RunsTable, shape_points
+from coordinator.runs_table import RunsTable, check_number_of_runs, scales_of, shape_points
 from hwprofiles.catalog import load_profile
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.roofline import peak_flops_per_second
@@ -23,7 +23,7 @@ from scaling.decisive_run import DecisiveRun, PossibleRuns, decisive_run
 from scaling.fit import fit_conditional
 from scaling.group_search import GroupSearch, search_groups
 from scaling.law_fit import LawFit, ReferenceSamples
-from scaling.points import CELL_TOLERANCE, ShapePoints, make_cells
+from scaling.points import CELL_TOLERANCE, ShapePoints
 from scaling.quantity import NotMeasured, Predicted, Quantity
 from scaling.recipes import ServingRecipe, Workload
 from scaling.recommend import (
@@ -128,7 +128,8 @@ def recommend_from_runs(
 
 
 def _fitted(table: RunsTable, points: ShapePoints, question: _Question) -> LawFit:
-    scales = np.unique(make_cells(points.num_parameters, points.num_parameters).num_parameters)
+    check_number_of_runs(table)
+    scales = scales_of(points.num_parameters)
     factor = max(question.N / scales[-1], scales[-1] / question.N)
     if len(scales) == 1 and factor > _SAME_SCALE:
         raise ValueError(
@@ -138,7 +139,7 @@ def _fitted(table: RunsTable, points: ShapePoints, question: _Question) -> LawFi
         )
     fit = fit_conditional(points)
     if fit.law is None:
-        raise ValueError(f"{table.path}: {len(table)} runs are too few or badly placed: {' '.join(fit.messages)}")
+        raise ValueError(f"{table.path}: {len(table)} runs give no law. {' '.join(fit.messages)}")
     return fit
 
 
@@ -402,9 +403,9 @@ def _closing(search: GroupSearch | None, extra: dict[str, Any] | None) -> list[s
         if gain is not None and gain > 1:
             closing.append(
                 f"Grouped-query search: {search.chosen.label} ({search.chosen.query_group_size} query heads per "
-                f"key-value head, same N, x and r) is predicted {gain:.2f} times as fast as Surefire. The roofline does "
-                "not know that attention kernels lose bandwidth with larger groups, and its loss is not known: measure "
-                f"both before you build it. The search stopped because {search.stopped_because}."
+                f"key-value head, same N, x and r) is predicted {gain:.2f} times as fast as Surefire. The roofline "
+                "does not know that attention kernels lose bandwidth with larger groups, and the loss is not known: "
+                f"measure both before you build it. The search stopped because {search.stopped_because}."
             )
         else:
             closing.append(f"Grouped-query search found nothing faster: it stopped because {search.stopped_because}.")

@@ -22,7 +22,7 @@ from scaling.chinchilla import fit_chinchilla
 from scaling.fit import fit_conditional
 from scaling.law import Floats
 from scaling.law_fit import LawFit, Optimum
-from scaling.points import ShapePoints
+from scaling.points import ShapePoints, make_cells
 from scaling.quantity import Interval
 
 _SIZE_COLUMNS = ("n_params", "n_params_non_embed", "n_params_total")
@@ -32,6 +32,7 @@ _KNOWN = (*_SIZE_COLUMNS, "n_tokens", "loss", "loss_se", "x", "r", *_SHAPE_COLUM
 _MAY_BE_ZERO = ("loss_se", "used_in_published_fit")
 _MAX_BYTES = 200_000_000
 _ALL_ROWS_NEEDED = 2
+RUNS_NEEDED = 6
 
 Columns = dict[str, Floats]
 
@@ -151,7 +152,7 @@ def fit_table(table: RunsTable, law: Literal["chinchilla", "conditional"] | str 
     and `messages`; for the conditional law also `x_opt` and `r_opt`, each a value with its interval, or null.
 
     Raises:
-        ValueError: `law` is unknown, or the table lacks columns that it needs.
+        ValueError: `law` is unknown, or the table lacks columns, runs or scales that it needs.
     """
     if law == "chinchilla":
         return _fit_chinchilla(table)
@@ -160,9 +161,35 @@ def fit_table(table: RunsTable, law: Literal["chinchilla", "conditional"] | str 
     raise ValueError(f"law is chinchilla or conditional, not {law!r}")
 
 
+def check_number_of_runs(table: RunsTable) -> None:
+    """Both laws have five coefficients that can be told; one more run tells how sure they are.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if len(table) < RUNS_NEEDED:
+        raise ValueError(
+            f"{table.path} holds {len(table)} finished runs; a law has five coefficients and needs {RUNS_NEEDED} runs "
+            f"at least (some twenty for intervals worth having): add {RUNS_NEEDED - len(table)} or more"
+        )
+
+
+def scales_of(num_parameters: Floats) -> Floats:
+    """The different N of some runs, ascending; values within 5 % are one scale."""
+    return np.sort(make_cells(num_parameters, np.ones_like(num_parameters)).num_parameters)
+
+
 def _fit_chinchilla(table: RunsTable) -> dict[str, Any]:
     columns = table.columns
     N = columns[table.size_column] if table.size_column else _counted_size(table)
+    check_number_of_runs(table)
+    scales = scales_of(N)
+    if len(scales) == 1:
+        raise ValueError(
+            f"{table.path} holds runs at one scale only, N = {scales[0]:.3g}; Chinchilla's law needs three sizes or "
+            "more to tell how the loss falls with N. Add runs at other sizes, or fit the shapes at this one: "
+            "--law conditional"
+        )
     fit = fit_chinchilla(N, columns["n_tokens"], columns["loss"])
     return {
         "law": "chinchilla",
@@ -180,7 +207,9 @@ def _fit_chinchilla(table: RunsTable) -> dict[str, Any]:
 
 
 def _fit_conditional(table: RunsTable) -> dict[str, Any]:
-    fit = fit_conditional(shape_points(table))
+    points = shape_points(table)
+    check_number_of_runs(table)
+    fit = fit_conditional(points)
     law = fit.law
     coefficients = None
     if law is not None:

@@ -138,11 +138,30 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
         read_runs_table(file)
 
 
-def test_too_few_runs_for_the_law_are_a_result_and_not_an_error(tmp_path: Path) -> None:
-    result = fit_text(tmp_path, "n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,2.9\n")
-    assert result["coefficients"] is None
+def test_three_runs_are_refused_with_the_number_that_is_needed(tmp_path: Path) -> None:
+    table = read_runs_table(write(tmp_path, "n_params,n_tokens,loss\n1e8,1e9,3.0\n2e8,1e9,2.9\n4e8,1e9,2.8\n"))
+    with pytest.raises(
+        ValueError, match=r"runs\.csv holds 3 finished runs; .* needs 6 runs at least .*: add 3 or more"
+    ):
+        fit_table(table)
+    shapes = "\n".join(conditional_text().splitlines()[:5])
+    with pytest.raises(ValueError, match=r"holds 3 finished runs"):
+        fit_table(read_runs_table(write(tmp_path, shapes)), "conditional")
+
+
+def test_one_scale_is_refused_for_chinchilla_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one scale only, N = 1e\+05; .* three sizes or more"):
+        fit_table(read_runs_table(write(tmp_path, conditional_text())))
+    assert fit_text(tmp_path, conditional_text(), "conditional")["converged"]
+
+
+def test_a_fit_that_cannot_be_told_is_a_result_and_not_an_error(tmp_path: Path) -> None:
+    # Every D is 20 N: how much the loss owes to N and how much to D cannot be told apart.
+    rows = [(N, 20 * N, float(TRUTH.predict(N, 20 * N))) for N in (1e7, 2e7, 4e7, 8e7, 1.6e8, 3.2e8, 6.4e8)]
+    text = "\n".join(["n_params,n_tokens,loss", *(",".join(map(repr, row)) for row in rows)])
+    result = fit_text(tmp_path, text)
     assert not result["converged"]
-    assert "at least 6" in result["messages"][0]
+    assert result["not_identified"]
     assert "not converged" in describe_fit(result)
 
 
