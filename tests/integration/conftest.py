@@ -113,6 +113,10 @@ class Workplace:
             )
         return Command(process, log)
 
+    def processes(self) -> list[psutil.Process]:
+        """Living processes that were started in or for this folder."""
+        return processes_of(self.folder)
+
     @property
     def run_directory(self) -> Path:
         return list_runs(self.folder / "runs")[-1]

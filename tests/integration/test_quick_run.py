@@ -103,12 +103,9 @@ def test_table_holds_every_trial(quick: dict[str, Any]) -> None:
     assert losses == {name: pytest.approx(run.loss, abs=1e-6) for name, run in record.training.items()}
 
 
-def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any]) -> None:
-    from conftest import processes_of  # type: ignore[import-not-found]
-
-    directory: Path = quick["directory"]
-    assert not processes_of(directory)
-    assert not (directory / "agents" / "ray-session.json").exists()
+def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any], shared_workplace: Any) -> None:
+    assert not shared_workplace.processes()
+    assert not (quick["directory"] / "agents").exists()
 
 
 def test_says_where_the_report_is(quick: dict[str, Any]) -> None:
