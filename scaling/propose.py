@@ -17,7 +17,7 @@ so a batch costs two products of the menu's features (M, p) with (p, p), and two
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,8 @@ from scaling.space import Candidates, Mask
 _EVERYWHERE = 0.05
 """Share of the target weight that is spread evenly: a shortlist by few draws may be wrong."""
 _NUM_DRAWS = 256
+_MIN_REPLICATES, _MAX_SAMPLES = 32, 4_000_000
+"""A weight needs a few dozen replicates; 32 MB of losses are enough for a shortlist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +268,9 @@ def _one_cell(fit: LawFit, candidates: Candidates, seconds: Floats) -> ShapeMode
 
 def _near_optimal_by(fit: LawFit, candidates: Candidates) -> Floats:
     """Chance of each candidate to be within one run's noise of the best, under the replicates; sums to one."""
-    cell = fit.cells[0]
-    losses = fit.sample_loss(candidates.x, candidates.r, cell.num_parameters, cell.num_tokens)
+    cell, num = fit.cells[0], max(_MIN_REPLICATES, _MAX_SAMPLES // len(candidates))
+    few = replace(fit, bootstrap=fit.bootstrap[:num], bootstrap_references=fit.bootstrap_references[:num])
+    losses = few.sample_loss(candidates.x, candidates.r, cell.num_parameters, cell.num_tokens)
     if not len(losses):
         return np.full(len(candidates), 1.0 / len(candidates))
     margin = fit.pure_error_sd or fit.residual_sd or 0.0
@@ -311,7 +314,7 @@ class _Knowledge:
         direction = self.covariance @ self.features[row]
         spread = float(self.features[row] @ direction) + self.noise_variance
         toward = self.covariance @ (self.moment @ direction)
-        along, across = (self.features @ np.stack([direction, toward], axis=1)).T
+        along, across = np.ascontiguousarray((self.features @ np.stack([direction, toward], axis=1)).T)
         tied = float(direction @ self.moment @ direction)
         self.variance = np.maximum(self.variance - along**2 / spread, 0.0)
         explained = self.explained - 2 * along * across / spread + along**2 * (tied / spread**2)
@@ -329,19 +332,20 @@ class _Guard:
     def __init__(self, model: ShapeModel, rules: DesignRules, taken: Sequence[int]) -> None:
         self.model, self.rules, self.taken = model, rules, list(taken)
         self.ratio = _ratio_levels(model.menu)
+        self.num_ratios_on_menu = int(self.ratio.max()) + 1
 
     def choose(self, value: Floats) -> tuple[int, str]:
         """The row of highest value that keeps the rules, and which rule bound it ("" for none)."""
         best = int(np.argmax(value))
         if len(self.taken) < self.rules.min_runs:
             return best, ""
-        used = np.isin(self.ratio, self.ratio[self.taken])
         num_ratios = len(np.unique(self.ratio[self.taken]))
-        if num_ratios < self.rules.num_ratios and not used.all():
-            return _best_within(value, ~used), f"only {num_ratios} tokens-per-parameter ratios so far"
-        run_before = np.bincount(self.taken, minlength=len(value)) > 0
-        num_replicates = len(self.taken) - int(run_before.sum())
+        if num_ratios < min(self.rules.num_ratios, self.num_ratios_on_menu):
+            unused = ~np.isin(self.ratio, self.ratio[self.taken])
+            return _best_within(value, unused), f"only {num_ratios} tokens-per-parameter ratios so far"
+        num_replicates = len(self.taken) - len(set(self.taken))
         if num_replicates < self.rules.num_replicates:
+            run_before = np.bincount(self.taken, minlength=len(value)) > 0
             return _best_within(value, run_before), f"only {num_replicates} repeated seeds tell the noise so far"
         condition_number = self.condition_number()
         if condition_number > self.rules.max_condition_number:
@@ -375,7 +379,7 @@ def _ratio_levels(menu: RunMenu) -> Integers:
     of_cell = np.bincount(menu.cell, log_ratio) / np.bincount(menu.cell)
     order = np.argsort(of_cell)
     level = np.empty(len(of_cell), dtype=np.intp)
-    level[order] = np.cumsum(np.diff(of_cell[order], prepend=-np.inf) > np.log1p(CELL_TOLERANCE))
+    level[order] = np.cumsum(np.diff(of_cell[order], prepend=of_cell[order[0]]) > np.log1p(CELL_TOLERANCE))
     return level[menu.cell]
 
 

@@ -34,7 +34,7 @@ def write_search_figure(result: dict[str, Any], path: Path) -> None:
             f"Simulated searches: median and quartiles of {result['num_seeds']} studies for each strategy", fontsize=10
         )
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
