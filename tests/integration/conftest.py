@@ -113,9 +113,8 @@ class Workplace:
             )
         return Command(process, log)
 
-    def processes(self) -> list[psutil.Process]:
-        """Living processes that were started in or for this folder."""
-        return processes_of(self.folder)
+    def processes_of(self, folder: Path) -> list[psutil.Process]:
+        return processes_of(folder)
 
     @property
     def run_directory(self) -> Path:

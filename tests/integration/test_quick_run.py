@@ -26,11 +26,14 @@ def quick(shared_workplace: Any) -> dict[str, Any]:
     status = read_status(shared_workplace.run_directory)
     with urllib.request.urlopen(status["metrics_url"]) as answer:
         scrape = answer.read().decode()
+    session = json.loads((shared_workplace.run_directory / "agents" / "ray-session.json").read_text())
+    assert shared_workplace.processes_of(Path(session["directory"])), "Ray runs out of its session directory"
     log = command.finish(400)
     assert command.process.returncode == 0, log
     return {
         "log": log,
         "status": status,
+        "session": Path(session["directory"]),
         "scrape": scrape,
         "directory": shared_workplace.run_directory,
         "record": read_record(shared_workplace.run_directory),
@@ -104,7 +107,9 @@ def test_table_holds_every_trial(quick: dict[str, Any]) -> None:
 
 
 def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any], shared_workplace: Any) -> None:
-    assert not shared_workplace.processes()
+    assert not shared_workplace.processes_of(shared_workplace.folder)
+    assert not shared_workplace.processes_of(quick["session"])
+    assert not quick["session"].exists()
     assert not (quick["directory"] / "agents").exists()
 
 
