@@ -10,22 +10,31 @@ cell comes from decides what is fitted:
   of whatever was run: use it to repeat the paper. In a single cell it gives the same optima and curves as "joint".
 - "chinchilla": L(N, D) fitted to the best observed means; predicts outside the cells.
 - a mapping from (N, D) to losses that you know.
+
+Shape terms drift with scale. `pooling` says which runs speak for the size that is asked for (the largest, by default):
+
+- "all" (default): shape terms common to all sizes.
+- "nearest": only the runs of the nearest size.
+- "partial": every size has shape terms of its own, tied to its neighbours in ln N by a random walk whose pace is chosen
+  by leave-one-scale-out error (`scaling/pooling.py`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from scaling.bilinear import Design, ShapeBasis, Solution, condition_number, leverage, make_basis, solve
+from scaling.bilinear import Solution, leverage, make_basis, solve
 from scaling.chinchilla import ChinchillaFit, fit_chinchilla
-from scaling.law import ChinchillaLaw, Coefficients, ConditionalLaw, Floats, LawForm, shape_features
+from scaling.law import ChinchillaLaw, Coefficients, ConditionalLaw, Floats, LawForm
 from scaling.law_fit import (
     CellReference,
+    GroupOffset,
     LawFit,
     Optimum,
+    Pooling,
     Prediction,
     ReferenceKind,
     Validation,
@@ -34,7 +43,9 @@ from scaling.law_fit import (
     quantiles,
 )
 from scaling.points import Cells, ShapePoints, find_cell, make_cells
+from scaling.pooling import Pace, choose_pace, drift_penalty, nearest_scale, one_scale, tie_scales
 from scaling.quantity import Interval
+from scaling.shape_model import ShapeModel, make_model
 
 __all__ = [
     "ChinchillaFit",
@@ -60,6 +71,8 @@ def fit_conditional(
     *,
     form: LawForm = "multiplicative",
     reference: Reference = "joint",
+    pooling: Pooling = "all",
+    at_num_parameters: float | None = None,
     r_range: tuple[float, float] = (0.5, 5.0),
     level: float = 0.9,
     num_bootstrap: int = 200,
@@ -70,20 +83,25 @@ def fit_conditional(
     Least squares in nats, weighted by 1 / (standard error² + tau²), where tau² is what the runs scatter beyond their
     stated standard errors (seed noise, above all). Intervals are percentiles of a residual bootstrap: residuals are
     rescaled by their leverage, and each replicate by sqrt(dof / chi²_dof), so that with few degrees of freedom
-    intervals are as wide as Student's.
+    intervals are as wide as Student's. Runs that differ in query group size get an offset for each (`group_offset`).
 
     Args:
         points: finished runs.
         form: "multiplicative" or "additive".
         reference: where L_opt comes from; see the module's text.
+        pooling: "all", "nearest" or "partial"; see the module's text.
+        at_num_parameters: the size N that the shape terms are for, where they are not common to all; by default the
+            largest one.
         r_range: rows with r outside are left out, and said so: the form does not hold there (arXiv 2510.18245).
         level: nominal coverage of all intervals.
         num_bootstrap: replicates.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: `reference` lacks a cell of the data, or is no known word.
+        ValueError: `reference` lacks a cell of the data, or it or `pooling` is no known word.
     """
+    if pooling not in ("all", "nearest", "partial"):
+        raise ValueError(f'pooling is "all", "nearest" or "partial", not {pooling!r}')
     inside = (points.r >= r_range[0]) & (points.r <= r_range[1])
     used, num_left_out = points.take(inside), int((~inside).sum())
     messages = []
@@ -91,9 +109,20 @@ def fit_conditional(
         messages.append(
             f"{num_left_out} of {len(points)} runs have r outside {r_range[0]:g} to {r_range[1]:g}: left out."
         )
-    setting = _Setting(form=form, level=level, num_left_out=num_left_out, num_bootstrap=num_bootstrap, seed=seed)
+    setting = _Setting(
+        form=form,
+        level=level,
+        pooling=pooling,
+        at_num_parameters=at_num_parameters or float(used.num_parameters.max(initial=0.0)),
+        num_left_out=num_left_out,
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
     if not len(used):
         return _unfitted(setting, used, [*messages, "No runs are left to fit: train some shapes first."])
+    if pooling == "nearest":
+        used, message = _only_nearest(used, setting.at_num_parameters)
+        messages += message
     cells = make_cells(used.num_parameters, used.num_tokens)
     resolved = _resolve_reference(reference, used, cells)
     if isinstance(resolved, str):
@@ -102,10 +131,23 @@ def fit_conditional(
     return _fit(setting, used, cells, resolved, messages)
 
 
+def _only_nearest(points: ShapePoints, at_num_parameters: float) -> tuple[ShapePoints, list[str]]:
+    nearest, scales = nearest_scale(points, at_num_parameters)
+    if len(scales) == 1:
+        return nearest, []
+    size = float(np.exp(np.log(nearest.num_parameters).mean()))
+    return nearest, [
+        f"Fitted to the {len(nearest)} runs near N {size:.4g} alone; {len(points) - len(nearest)} runs of "
+        f"{len(scales) - 1} other sizes are not used."
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
     form: LawForm
     level: float
+    pooling: Pooling
+    at_num_parameters: float
     num_left_out: int
     num_bootstrap: int
     seed: int
@@ -163,30 +205,27 @@ def _fit(
     setting: _Setting, points: ShapePoints, cells: Cells, reference: _ResolvedReference, messages: list[str]
 ) -> LawFit:
     x_values, r_values = (_values_within_cells(z, cells) for z in (points.x, points.r))
-    x_basis = make_basis(points.x, min(2, x_values - 1))
-    r_basis = make_basis(points.r, min(2, r_values - 1))
-    design = _design(setting.form, points, cells, reference, x_basis, r_basis)
-    dof = len(points) - design.num_unknowns
-    if dof < 1:
-        messages.append(
-            f"{len(points)} runs cannot determine {design.num_unknowns} coefficients and their uncertainty: run at "
-            f"least {design.num_unknowns + 1 - len(points)} more, of shapes on both sides of the optimum."
-        )
-        return _unfitted(setting, points, messages)
-    design, solution = _solve_weighted(design, points)
-    theta, fitted = solution.theta[0], design.evaluate(solution.theta)[0][0]
-    replicates = _bootstrap(design, theta, points.loss, fitted, dof, setting)
+    model = _model(setting, points, cells, reference, (x_values, r_values))
+    pace = choose_pace(model, points) if len(model.scales) > 1 else None
+    messages += [pace.message] if pace else []
+    messages += [f"No offset for g = {g:g}: {reason}." for g, reason in model.groups.reasons]
+    estimate = _estimate(setting, model, points, pace)
+    if isinstance(estimate, str) and model.groups.estimated:
+        messages.append("Too few runs to tell offsets of query group sizes: they are taken to cost nothing.")
+        model = _model(setting, points, cells, reference, (x_values, r_values), with_offsets=False)
+        estimate = _estimate(setting, model, points, pace)
+    if isinstance(estimate, str):
+        return _unfitted(setting, points, [*messages, estimate])
     limits = (_range(points.x), _range(points.r))
-    laws = _normalise(design, np.concatenate([solution.theta, replicates.theta]), x_basis, r_basis, limits, reference)
+    laws = estimate.model.laws(np.concatenate([estimate.solution.theta, estimate.replicates.theta]), limits)
     usable = np.concatenate([[True], np.isfinite(laws.coefficients[1:]).all(axis=1)])
-    coefficients, levels = laws.coefficients[usable], laws.levels[usable]
-    error = _pure_error(points, cells, design, float(solution.rss[0]), dof)
+    coefficients, levels, offsets = laws.coefficients[usable], laws.levels[usable], laws.offsets[usable]
+    error = _pure_error(points, cells, estimate)
     if error.message:
         messages.append(error.message)
     x_opt, x_reason = _optimum("x", coefficients[:, :3], limits[0], x_values, setting)
     r_opt, r_reason = _optimum("r", coefficients[:, 3:], limits[1], r_values, setting)
-    # At a flat law: the product form's own curvature must not pass for evidence that x and r varied apart.
-    condition = condition_number(design, design.flat_start(points.loss[None])[0])
+    condition = estimate.model.condition_number(points)
     if condition > _SINGULAR:
         x_opt, r_opt = None, None
         x_reason = r_reason = "x and r were not varied apart from each other: their optima cannot be told"
@@ -198,7 +237,7 @@ def _fit(
             f"x and r hardly vary apart from each other (condition number {condition:.2g}): add shapes that change one "
             "and keep the other."
         )
-    converged = bool(solution.converged[0])
+    converged = bool(estimate.solution.converged[0])
     if not converged:
         messages.append("The least-squares iteration did not settle: look for a diverged run among the points.")
     return LawFit(
@@ -207,12 +246,12 @@ def _fit(
         law=_law(setting.form, coefficients[0]),
         cells=_cell_references(points, cells, levels[0]),
         converged=converged and condition <= _SINGULAR,
-        objective=float(solution.rss[0]),
+        objective=float(estimate.solution.rss[0]),
         num_points=len(points),
         num_left_out=setting.num_left_out,
-        degrees_of_freedom=dof,
+        degrees_of_freedom=estimate.dof,
         condition_number=condition if np.isfinite(condition) else None,
-        residual_sd=float(np.sqrt(solution.rss[0] / dof)),
+        residual_sd=float(np.sqrt(estimate.scatter)),
         pure_error_sd=error.sd,
         pure_error_reason=error.reason,
         lack_of_fit_p=error.lack_of_fit_p,
@@ -227,100 +266,118 @@ def _fit(
         bootstrap_references=levels[1:],
         chinchilla=reference.chinchilla,
         messages=tuple(messages),
+        pooling=setting.pooling,
+        at_num_parameters=None if setting.pooling == "all" else setting.at_num_parameters,
+        drift_per_efold=pace.rho if pace else None,
+        base_query_group_size=estimate.model.groups.base,
+        offsets=_offsets(points, estimate.model, offsets[0]),
+        offset_reasons=estimate.model.groups.reasons,
+        bootstrap_offsets=offsets[1:],
     )
 
 
-def _design(
-    form: LawForm,
+def _model(
+    setting: _Setting,
     points: ShapePoints,
     cells: Cells,
     reference: _ResolvedReference,
-    x_basis: ShapeBasis,
-    r_basis: ShapeBasis,
-) -> Design:
-    """One level a cell where references are estimated; one common level (the law's free scale) where they are known."""
-    joint = reference.of_point is None
-    neutral = np.ones(len(points)) if form == "multiplicative" else np.zeros(len(points))
-    return Design(
-        form=form,
-        x_columns=x_basis.columns(points.x),
-        r_columns=r_basis.columns(points.r),
-        group=cells.of_point if joint else np.zeros(len(points), dtype=np.intp),
-        num_groups=len(cells) if joint else 1,
-        reference=neutral if reference.of_point is None else reference.of_point,
-        weight=np.ones(len(points)),
+    num_values: tuple[int, int],
+    *,
+    with_offsets: bool = True,
+) -> ShapeModel:
+    bases = (
+        make_basis(points.x, min(2, num_values[0] - 1)),
+        make_basis(points.r, min(2, num_values[1] - 1)),
     )
+    partial = setting.pooling == "partial"
+    scales = tie_scales(points, cells, setting.at_num_parameters) if partial else one_scale(points, cells)
+    known = (reference.of_point, reference.of_cell)
+    return make_model(setting.form, points, cells, bases, scales, known, with_offsets=with_offsets)
 
 
-def _solve_weighted(design: Design, points: ShapePoints) -> tuple[Design, Solution]:
-    """Fit with equal weights; then, if standard errors are known, again with 1 / (se² + tau²)."""
-    solution = solve(design, points.loss[None])
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Estimate:
+    """A solution with its bootstrap; `model` carries the weights. `scatter` is the weighted residual variance."""
+
+    model: ShapeModel
+    solution: Solution
+    replicates: Solution
+    dof: int
+    scatter: float
+
+
+def _estimate(setting: _Setting, model: ShapeModel, points: ShapePoints, pace: Pace | None) -> _Estimate | str:
+    """The least-squares solution and its replicates, or why there are too few runs for one."""
+    penalty = None if pace is None else drift_penalty(model, pace.rho, float(points.loss.mean()))
+    equal = solve(model.design, points.loss[None], penalty=penalty)
+    # Ties between scales take up a part of the unknowns: what the points determine is the trace of the hat matrix.
+    used = float(model.design.num_unknowns)
+    if penalty is not None:
+        used = float(leverage(model.design, equal.theta[0], penalty).sum())
+    dof = int(np.floor(len(points) - used + 1e-9))
+    if dof < 1:
+        needed = int(np.ceil(used)) + 1
+        return (
+            f"{len(points)} runs cannot determine {needed - 1} coefficients and their uncertainty: run at "
+            f"least {needed - len(points)} more, of shapes on both sides of the optimum."
+        )
+    model, solution = _reweighted(model, points, equal, penalty, dof)
+    replicates = _bootstrap(model, solution, points.loss, penalty, dof, setting)
+    scatter = float(solution.rss[0]) / dof
+    return _Estimate(model=model, solution=solution, replicates=replicates, dof=dof, scatter=scatter)
+
+
+def _reweighted(
+    model: ShapeModel, points: ShapePoints, equal: Solution, penalty: Floats | None, dof: int
+) -> tuple[ShapeModel, Solution]:
+    """If standard errors are known, the fit again with weights 1 / (se² + tau²)."""
     if points.standard_error is None:
-        return design, solution
+        return model, equal
     known = points.standard_error**2
-    scatter = solution.rss[0] / (len(points) - design.num_unknowns)
-    variance = known + max(scatter - float(known.mean()), 0.0)
+    variance = known + max(float(equal.rss[0]) / dof - float(known.mean()), 0.0)
     # Standard errors of zero would make a point infinitely heavy: no weight exceeds 1e4 times the mean one.
     weight = 1.0 / np.maximum(variance, max(1e-4 * float(variance.mean()), 1e-30))
-    weighted = Design(**{**design.__dict__, "weight": weight / weight.mean()})
-    return weighted, solve(weighted, points.loss[None], solution.theta)
+    weighted = replace(model, design=replace(model.design, weight=weight / weight.mean()))
+    return weighted, solve(weighted.design, points.loss[None], equal.theta, penalty=penalty)
 
 
-def _bootstrap(design: Design, theta: Floats, loss: Floats, fitted: Floats, dof: int, setting: _Setting) -> Solution:
+def _bootstrap(
+    model: ShapeModel, solution: Solution, loss: Floats, penalty: Floats | None, dof: int, setting: _Setting
+) -> Solution:
+    """Refits to the fitted losses plus resampled residuals.
+
+    With ties between scales, refits are to the losses themselves plus residuals, and the ties are drawn anew: for
+    Gaussian noise that samples the posterior (randomise, then optimise), where resampling alone would forget that
+    tied estimates are biased.
+    """
     generator = np.random.default_rng(setting.seed)
+    design, theta = model.design, solution.theta[0]
+    fitted = design.evaluate(theta[None])[0][0]
     root_weight = np.sqrt(design.weight)
     # A point of leverage 1 fits itself: its residual says nothing, and must not be divided by nearly zero.
-    residual = (loss - fitted) * root_weight / np.sqrt(np.maximum(1.0 - leverage(design, theta), 0.05))
+    spread = np.sqrt(np.maximum(1.0 - leverage(design, theta, penalty), 0.05))
+    residual = (loss - fitted) * root_weight / spread
     residual -= residual.mean()
     # Leverage has evened them out; their size is the unbiased estimate's, whose own error the chi² below stands for.
-    scatter = float((design.weight * (loss - fitted) ** 2).sum()) / dof
+    scatter = float(solution.rss[0]) / dof
     residual *= np.sqrt(scatter / max(float(np.mean(residual**2)), 1e-300))
     shape = (setting.num_bootstrap, len(loss))
     drawn = residual[generator.integers(len(loss), size=shape)] / root_weight
     widen = np.sqrt(dof / generator.chisquare(dof, size=(setting.num_bootstrap, 1)))
-    return solve(design, fitted + drawn * widen, theta[None])
+    if penalty is None:
+        return solve(design, fitted + drawn * widen, theta[None])
+    ties = np.sqrt(scatter) * widen * generator.standard_normal((setting.num_bootstrap, len(penalty)))
+    return solve(design, loss + drawn * widen, theta[None], penalty=penalty, target=ties)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Laws:
-    """Coefficients (B, 6) and cell levels (B, K) of normalised laws."""
-
-    coefficients: Floats
-    levels: Floats
-
-
-def _normalise(
-    design: Design,
-    theta: Floats,
-    x_basis: ShapeBasis,
-    r_basis: ShapeBasis,
-    limits: tuple[tuple[float, float], tuple[float, float]],
-    reference: _ResolvedReference,
-) -> _Laws:
-    """Solutions (B, p) as laws whose brackets are neutral at the best shape of the measured range."""
-    additive = design.form == "additive"
-    level, alpha, beta = design.split(theta)
-    neutral = 0.0 if additive else 1.0
-    a, b = x_basis.bracket(alpha, at_centre=neutral), r_basis.bracket(beta, at_centre=neutral)
-    at_best = [
-        (shape_features(best_in_range(bracket, limit)) * bracket).sum(axis=1, keepdims=True)
-        for bracket, limit in ((a, limits[0]), (b, limits[1]))
-    ]
-    if additive:
-        a[:, :1] -= at_best[0]
-        b[:, :1] -= at_best[1]
-        level = level + at_best[0] + at_best[1]
-    else:
-        # A bracket below zero is no law: such replicates become not finite here and are dropped.
-        at_best = [np.where(value > 0, value, np.nan) for value in at_best]
-        a, b, level = a / at_best[0], b / at_best[1], level * at_best[0] * at_best[1]
-    if reference.of_cell is not None:
-        if additive:
-            a[:, :1] += level
-        else:
-            a = a * level
-        level = np.broadcast_to(reference.of_cell, (len(theta), len(reference.of_cell)))
-    return _Laws(coefficients=np.concatenate([a, b], axis=1), levels=level)
+def _offsets(points: ShapePoints, model: ShapeModel, values: Floats) -> tuple[GroupOffset, ...]:
+    assert points.query_group_size is not None or not model.groups.estimated
+    return tuple(
+        GroupOffset(
+            query_group_size=size, value=float(value), num_runs=int(np.count_nonzero(points.query_group_size == size))
+        )
+        for size, value in zip(model.groups.estimated, values, strict=True)
+    )
 
 
 def _law(form: LawForm, coefficients: Floats) -> ConditionalLaw | None:
@@ -367,7 +424,7 @@ class _PureError:
     message: str = ""
 
 
-def _pure_error(points: ShapePoints, cells: Cells, design: Design, rss: float, dof: int) -> _PureError:
+def _pure_error(points: ShapePoints, cells: Cells, estimate: _Estimate) -> _PureError:
     """Scatter of replicates about their own mean, and the F test of what the law misses against it.
 
     F = [(RSS - SS_pe) / (dof - dof_pe)] / (SS_pe / dof_pe).
@@ -375,7 +432,7 @@ def _pure_error(points: ShapePoints, cells: Cells, design: Design, rss: float, d
     assert points.group is not None
     names = np.unique(points.group, return_inverse=True)[1].reshape(-1)
     shape = np.unique(np.stack([cells.of_point, names]), axis=1, return_inverse=True)[1].reshape(-1)
-    weight = design.weight
+    weight, rss, dof = estimate.model.design.weight, float(estimate.solution.rss[0]), estimate.dof
     mean = np.bincount(shape, weight * points.loss) / np.bincount(shape, weight)
     pure = float((weight * (points.loss - mean[shape]) ** 2).sum())
     dof_pure = len(points) - len(mean)
@@ -480,4 +537,5 @@ def _unfitted(setting: _Setting, points: ShapePoints, messages: list[str]) -> La
         bootstrap_references=np.zeros((0, 1)),
         chinchilla=None,
         messages=tuple(messages),
+        pooling=setting.pooling,
     )

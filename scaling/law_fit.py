@@ -4,7 +4,7 @@ Every prediction carries an interval from the bootstrap replicates, in which coe
 together: differences between shapes are taken within a replicate, so that what they share cancels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 
 from scaling.law import ChinchillaLaw, ConditionalLaw, Floats, LawForm, shape_features
 from scaling.points import ShapePoints, find_cell, make_cells
-from scaling.quantity import Interval
+from scaling.quantity import Interval, NotMeasured, Predicted
 
 ReferenceKind = Literal["joint", "best", "chinchilla", "given"]
+Pooling = Literal["all", "nearest", "partial"]
 
 
 class Prediction(NamedTuple):
@@ -57,6 +58,15 @@ class CellReference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupOffset:
+    """What query group size g adds to the r bracket: a share of the loss (multiplicative) or nats (additive)."""
+
+    query_group_size: float
+    value: float
+    num_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """How a fit predicts held-out runs: mean squared error in nats squared, and rank correlation with the measured.
 
@@ -79,6 +89,11 @@ class LawFit:
     `pure_error_sd` (from replicates) are in nats. `bootstrap` (B, 6) holds (a0 a1 a2 b0 b1 b2) and
     `bootstrap_references` (B, K) the cell losses of each replicate. `lack_of_fit_p` is of the F test of the law
     against pure error: small means that the law misses what the runs repeat.
+
+    Where shape terms are not common to all sizes (`pooling`), law and optima are those at `at_num_parameters`, while
+    cell losses are those of each cell's own best shape; `drift_per_efold` is the pace of the drift in noise sds. The
+    law is that of `base_query_group_size`, where the runs tell theirs; `offsets` are of the other sizes that were
+    measured against it, and `bootstrap_offsets` (B, G) their replicates.
     """
 
     form: LawForm
@@ -106,6 +121,57 @@ class LawFit:
     bootstrap_references: Floats
     chinchilla: ChinchillaLaw | None
     messages: tuple[str, ...]
+    pooling: Pooling = "all"
+    at_num_parameters: float | None = None
+    drift_per_efold: float | None = None
+    base_query_group_size: float | None = None
+    offsets: tuple[GroupOffset, ...] = ()
+    offset_reasons: tuple[tuple[float, str], ...] = ()
+    bootstrap_offsets: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def group_offset(self, query_group_size: float) -> Predicted | NotMeasured:
+        """The cost of query group size g against the fitted law's own, with its interval, or why it is not known.
+
+        A share of the loss (multiplicative: 0.01 costs one per cent at the best shape) or nats per token (additive).
+        """
+        g, unit = query_group_size, "share of the loss" if self.form == "multiplicative" else "nats/token"
+        found = self._offset_index(g)
+        if isinstance(found, NotMeasured):
+            return found
+        if found is None:
+            return Predicted(
+                value=0.0, unit=unit, no_interval_because="all others are stated against it", basis="the law's own g"
+            )
+        offset = self.offsets[found]
+        low, high = quantiles(self.bootstrap_offsets[:, found], self.level)
+        return Predicted(
+            value=offset.value,
+            unit=unit,
+            interval=Interval(
+                low=min(float(low), offset.value),
+                high=max(float(high), offset.value),
+                level=self.level,
+                method="residual bootstrap",
+            ),
+            basis=f"{offset.num_runs} runs of g = {g:g} against g = {self.base_query_group_size:g}",
+        )
+
+    def _offset_index(self, g: float) -> int | NotMeasured | None:
+        """Column of the offset of g; None for the law's own g."""
+        if self.law is None:
+            return NotMeasured(reason="the law was not fitted")
+        if self.base_query_group_size is None:
+            return NotMeasured(reason="the runs do not say their query group size")
+        if g == self.base_query_group_size:
+            return None
+        sizes = [offset.query_group_size for offset in self.offsets]
+        if g in sizes:
+            return sizes.index(g)
+        reason = dict(self.offset_reasons).get(g, f"no run has g = {g:g}")
+        return NotMeasured(
+            reason=f"{reason}; measured are g = {', '.join(f'{s:g}' for s in (self.base_query_group_size, *sizes))}. "
+            "Train one shape at both g in the same cell."
+        )
 
     def predict_loss(
         self,
@@ -115,19 +181,30 @@ class LawFit:
         num_tokens: float,
         *,
         reference: ReferenceSamples | None = None,
+        query_group_size: float | None = None,
     ) -> Prediction:
         """Expected loss of shapes in nats per token at one N and D, with the interval of that expectation.
 
         A run's own noise (`residual_sd`) comes on top. (N, D) must be a fitted cell, unless a Chinchilla reference was
-        fitted or `reference` predicts there.
+        fitted or `reference` predicts there. Without `query_group_size` the prediction is for the law's own.
 
         Raises:
-            ValueError: there is no law, or no reference loss at (N, D).
+            ValueError: there is no law, no reference loss at (N, D), or that query group size was not measured.
         """
-        samples = self.sample_loss(x, r, num_parameters, num_tokens, reference=reference)
-        base, draws = self._reference_at(num_parameters, num_tokens, reference)
-        del draws
-        return self._summary(self._law().predict(x, r, base), samples)
+        samples = self.sample_loss(
+            x, r, num_parameters, num_tokens, reference=reference, query_group_size=query_group_size
+        )
+        base, _ = self._reference_at(num_parameters, num_tokens, reference)
+        law, found = self._law(), self._measured_offset(query_group_size)
+        value = 0.0 if found is None else self.offsets[found].value
+        extra = law.x_factor(x) * value * base if self.form == "multiplicative" else value
+        return self._summary(law.predict(x, r, base) + extra, samples)
+
+    def _measured_offset(self, query_group_size: float | None) -> int | None:
+        found = None if query_group_size is None else self._offset_index(query_group_size)
+        if isinstance(found, NotMeasured):
+            raise ValueError(f"no loss at query group size {query_group_size:g}: {found.reason}")
+        return found
 
     def sample_loss(
         self,
@@ -137,10 +214,14 @@ class LawFit:
         num_tokens: float,
         *,
         reference: ReferenceSamples | None = None,
+        query_group_size: float | None = None,
     ) -> Floats:
         """Bootstrap draws of the expected loss in nats per token, (B, number of shapes), paired within a row."""
         _, draws = self._reference_at(num_parameters, num_tokens, reference)
         x_part, r_part = self._brackets(x, r)
+        found = self._measured_offset(query_group_size)
+        if found is not None:
+            r_part = r_part + self.bootstrap_offsets[:, found, None]
         if self.form == "multiplicative":
             return x_part * r_part * draws[:, None]
         return x_part + r_part + draws[:, None]
@@ -256,6 +337,10 @@ class LawFit:
         for name in ("x_range", "r_range", "messages"):
             values[name] = tuple(values[name])
         values["bootstrap"] = np.array(values["bootstrap"], dtype=float).reshape(-1, 6)
+        values["offsets"] = tuple(GroupOffset(**offset) for offset in values.get("offsets", ()))
+        values["offset_reasons"] = tuple((g, reason) for g, reason in values.get("offset_reasons", ()))
+        offsets = np.array(values.get("bootstrap_offsets", ()), dtype=float)
+        values["bootstrap_offsets"] = offsets.reshape(len(values["bootstrap"]), len(values["offsets"]))
         references = np.array(values["bootstrap_references"], dtype=float)
         values["bootstrap_references"] = references.reshape(-1, len(values["cells"]) or 1)
         return cls(**values)
@@ -312,7 +397,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Interval):
         return value.model_dump()
-    if isinstance(value, Optimum | CellReference | ConditionalLaw | ChinchillaLaw):
+    if isinstance(value, Optimum | CellReference | GroupOffset | ConditionalLaw | ChinchillaLaw):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return value
 
