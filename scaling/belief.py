@@ -268,18 +268,20 @@ def condition(
     Each hypothesis about the drift gives a Gaussian; they are mixed by their evidence p(losses | hypothesis) and the
     mixture is taken as the Gaussian of its own mean and covariance.
     """
-    rows, awaited = np.asarray(existing, dtype=np.intp), np.asarray(pending, dtype=np.intp)
+    rows = np.asarray(existing, dtype=np.intp)
     log_loss = np.log(np.asarray(losses, dtype=float))
     offset = float(log_loss.mean()) if len(log_loss) else 0.0
-    seen = [_regress(model.menu_features[rows], log_loss - offset, sd, noise) for sd in model.scaled_prior(noise)]
-    weight = np.exp(np.array([one.log_evidence for one in seen]) - max(one.log_evidence for one in seen))
+    each = [_regress(model.menu_features[rows], log_loss - offset, sd, noise) for sd in model.scaled_prior(noise)]
+    weight = np.exp(np.array([one.log_evidence for one in each]) - max(one.log_evidence for one in each))
     weight /= weight.sum()
-    mean = np.asarray(sum(w * one.mean for w, one in zip(weight, seen, strict=True)), dtype=float)
+    mean = np.asarray(sum(w * one.mean for w, one in zip(weight, each, strict=True)), dtype=float)
     covariance = np.zeros((len(mean), len(mean)))
-    for w, one, sd in zip(weight, seen, model.scaled_prior(noise), strict=True):
-        both = _regress(model.menu_features[np.concatenate([rows, awaited])], None, sd, noise) if len(awaited) else one
-        covariance += w * (both.covariance + np.outer(one.mean - mean, one.mean - mean))
-    return Belief(model=model, mean=mean, covariance=covariance, noise=noise, offset=offset)
+    for w, one in zip(weight, each, strict=True):
+        covariance += w * (one.covariance + np.outer(one.mean - mean, one.mean - mean))
+    belief = Belief(model=model, mean=mean, covariance=covariance, noise=noise, offset=offset)
+    for row in pending:
+        belief = belief.observed(row)
+    return belief
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -289,7 +291,7 @@ class _Posterior:
     log_evidence: float
 
 
-def _regress(features: Floats, y: Floats | None, prior_sd: Floats, noise: float) -> _Posterior:
+def _regress(features: Floats, y: Floats, prior_sd: Floats, noise: float) -> _Posterior:
     """y = Φ w + noise, w ~ N(0, diag(s²)), through the Cholesky factor of I + diag(s) ΦᵀΦ diag(s) / noise².
 
     log evidence, up to what all hypotheses share: -½ ln det(that matrix) - ½ yᵀ (y - Φ mean) / noise².
@@ -298,8 +300,6 @@ def _regress(features: Floats, y: Floats | None, prior_sd: Floats, noise: float)
     factor = np.linalg.cholesky(np.eye(len(prior_sd)) + scaled.T @ scaled)
     half = np.linalg.solve(factor, np.diag(prior_sd))
     covariance = half.T @ half
-    if y is None:
-        return _Posterior(mean=np.zeros(len(prior_sd)), covariance=covariance, log_evidence=0.0)
     mean = covariance @ (features.T @ y) / noise**2
     evidence = -np.log(np.diag(factor)).sum() - 0.5 * float(y @ (y - features @ mean)) / noise**2
     return _Posterior(mean=mean, covariance=covariance, log_evidence=float(evidence))

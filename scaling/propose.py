@@ -8,11 +8,7 @@ condition it on all that was run or is pending, and greedily take the run with t
 
 where a target shape weighs as much as its chance of being near the best: V-optimal design for the decision, not for the
 coefficients or for the loss of shapes that nobody would choose. Every pick counts as observed for the next, so a batch
-is diverse. The drop for one more run with features φ has a closed form, and one pick changes it by rank one:
-
-    gain(φ) = φᵀ S W S φ / (φᵀ S φ + noise²)        S' = S - S φ φᵀ S / (φᵀ S φ + noise²)
-
-so a batch costs two products of the menu's features (M, p) with (p, p), and two with (p,) for each pick.
+is diverse (scaling/design.py).
 """
 
 import sys
@@ -23,9 +19,9 @@ from functools import partial
 import numpy as np
 
 from scaling.belief import DEFAULT_NOISE, Belief, RunMenu, ShapeModel, Target, condition, make_model
+from scaling.design import DesignRules, Guard, Knowledge
 from scaling.law import Floats
 from scaling.law_fit import LawFit
-from scaling.points import CELL_TOLERANCE, Integers
 from scaling.space import Candidates, Mask
 
 _EVERYWHERE = 0.05
@@ -49,78 +45,8 @@ class Proposal:
     gain: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DesignRules:
-    """What a study must hold besides the most informative runs; binding from `min_runs` runs on.
-
-    At least `num_ratios` tokens-per-parameter ratios (one ratio cannot identify the Chinchilla exponents), at least
-    `num_replicates` repeated seeds (else the noise is a guess), and a design of the law's own columns whose condition
-    number is at most `max_condition_number` (else x and r are confounded).
-    """
-
-    num_ratios: int = 3
-    num_replicates: int = 3
-    max_condition_number: float = 50.0
-    min_runs: int = 8
-
-
 _NO_RULES = DesignRules(min_runs=sys.maxsize)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """Stop once P(regret of the recommended shape < `tolerance`) >= `probability`, or the budget is spent.
-
-    `tolerance` is relative: 0.001 is 0.1 % of the loss. `min_runs` keeps a lucky prior from ending a study at once.
-    """
-
-    tolerance: float = 0.001
-    probability: float = 0.9
-    min_runs: int = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """The shape that would be recommended now, a position in the target, and what is believed of its regret.
-
-    Regret is its loss over that of the best shape, minus 1. `probability` is that of a regret below `tolerance`.
-    """
-
-    index: int
-    expected_regret: float
-    probability: float
-    tolerance: float
-
-    def sentence(self) -> str:
-        """The decision in words."""
-        return (
-            f"P(loss within {self.tolerance:.2%} of the best) = {self.probability:.0%}, "
-            f"expected regret {self.expected_regret:.3%}."
-        )
-
-
-def decide(belief: Belief, *, tolerance: float = 0.001, seed: int = 0) -> Decision:
-    """The shape with the lowest expected loss at the target, and how sure that choice is."""
-    index = int(np.argmin(belief.target_log_loss()))
-    draws = belief.target_draws(_NUM_DRAWS, np.random.default_rng(seed))
-    regret = np.expm1(draws[:, index] - draws.min(axis=1))
-    return Decision(
-        index=index,
-        expected_regret=float(regret.mean()),
-        probability=float((regret < tolerance).mean()),
-        tolerance=tolerance,
-    )
-
-
-def reason_to_stop(
-    decision: Decision, rule: StopRule, *, num_runs: int, seconds_spent: float, budget_seconds: float
-) -> str | None:
-    """Why the study should end now, in a sentence; None to go on."""
-    if seconds_spent >= budget_seconds:
-        return f"The budget of {budget_seconds:.3g} s is spent. {decision.sentence()}"
-    if num_runs >= rule.min_runs and decision.probability >= rule.probability:
-        return f"The recommendation is stable after {num_runs} runs. {decision.sentence()}"
-    return None
+"""Within one cell: the study's planner sees to ratios and replicates."""
 
 
 def propose_runs(
@@ -149,15 +75,16 @@ def propose_runs(
         seed: of the draws and of ties.
     """
     generator = np.random.default_rng(seed)
+    # The shortlist is by the losses that are in: a pending run narrows what is known, but has ruled nothing out yet.
+    weights = near_optimal(model.belief(existing, losses), tolerance=tolerance, generator=generator)
     belief = model.belief(existing, losses, pending=pending)
-    weights = near_optimal(belief, tolerance=tolerance, generator=generator)
-    knowledge = _Knowledge(belief, belief.target_moment(weights, level=False))
+    knowledge = Knowledge(belief, belief.target_moment(weights, level=False))
     taken = [*existing, *pending]
     return _take_best(
         knowledge,
         model.menu.seconds**gamma,
         num,
-        guard=_Guard(model, rules if rules is not None else DesignRules(), taken),
+        guard=Guard(model, rules if rules is not None else DesignRules(), taken),
         taken=taken,
         generator=generator,
         describe=partial(_run_reason, model),
@@ -178,7 +105,7 @@ def propose_informative(
 
     The log determinant of S drops by ln(1 + φᵀ S φ / noise²) with a run of features φ. Arguments as `propose_runs`.
     """
-    knowledge = _Knowledge(model.belief(existing, losses, pending=pending), np.zeros(2 * (len(model.prior_sd),)))
+    knowledge = Knowledge(model.belief(existing, losses, pending=pending), np.zeros(2 * (len(model.prior_sd),)))
     cost, taken = model.menu.seconds**gamma, [*existing, *pending]
     tie_break = 1.0 + 1e-9 * np.random.default_rng(seed).random(len(cost))
     chosen: list[Proposal] = []
@@ -193,7 +120,6 @@ def propose_informative(
 
 def near_optimal(belief: Belief, *, tolerance: float, generator: np.random.Generator) -> Floats:
     """Chance of each target shape to be within `tolerance` of the best, mostly; (T,), sums to one."""
-    # A posterior that is narrowed by pending runs would shortlist as if their losses were known to be as expected.
     draws = belief.target_draws(_NUM_DRAWS, generator)
     close = (draws <= draws.min(axis=1, keepdims=True) + tolerance).mean(axis=0)
     return np.asarray((1 - _EVERYWHERE) * close / close.sum() + _EVERYWHERE / len(close), dtype=float)
@@ -244,14 +170,14 @@ def propose(
         return _fill_space(candidates, useful, taken, num)
     weights = _near_optimal_by(fit, candidates) if target_weights is None else np.asarray(target_weights, dtype=float)
     belief = condition(_one_cell(fit, candidates, cost), [], np.zeros(0), pending=taken, noise=_noise_of(fit))
-    knowledge = _Knowledge(belief, belief.target_moment(weights, level=True))
+    knowledge = Knowledge(belief, belief.target_moment(weights, level=True))
     # An unusable shape costs for ever.
     priced = np.where(useful, cost**gamma, np.inf)
     return _take_best(
         knowledge,
         priced,
         num,
-        guard=_Guard(belief.model, _NO_RULES, taken),
+        guard=Guard(belief.model, _NO_RULES, taken),
         taken=taken,
         generator=np.random.default_rng(seed),
         describe=partial(_shape_reason, fit, candidates),
@@ -287,112 +213,12 @@ def _noise_of(fit: LawFit) -> float:
 # Greedy choice
 
 
-class _Knowledge:
-    """What one more run of each menu row would tell, kept up to date by rank-one steps as rows are chosen.
-
-    `variance` is φᵀ S φ and `explained` φᵀ S W S φ, both (M,).
-    """
-
-    def __init__(self, belief: Belief, moment: Floats) -> None:
-        self.features = belief.model.menu_features
-        self.noise_variance = belief.noise**2
-        self.covariance, self.moment = belief.covariance, moment
-        by_target = self.covariance @ moment @ self.covariance
-        self.variance = ((self.features @ self.covariance) * self.features).sum(axis=1)
-        self.explained = ((self.features @ by_target) * self.features).sum(axis=1)
-
-    def gains(self) -> Floats:
-        """By how much observing each row once would reduce the weighted variance at the target, (M,)."""
-        return np.asarray(self.explained / (self.variance + self.noise_variance), dtype=float)
-
-    def volume_drops(self) -> Floats:
-        """By how much observing each row once would reduce the log determinant of S, (M,)."""
-        return np.asarray(np.log1p(self.variance / self.noise_variance), dtype=float)
-
-    def observe(self, row: int) -> None:
-        """Condition on one run of a row, whatever its loss will be."""
-        direction = self.covariance @ self.features[row]
-        spread = float(self.features[row] @ direction) + self.noise_variance
-        toward = self.covariance @ (self.moment @ direction)
-        along, across = np.ascontiguousarray((self.features @ np.stack([direction, toward], axis=1)).T)
-        tied = float(direction @ self.moment @ direction)
-        self.variance = np.maximum(self.variance - along**2 / spread, 0.0)
-        explained = self.explained - 2 * along * across / spread + along**2 * (tied / spread**2)
-        self.explained = np.maximum(explained, 0.0)
-        self.covariance = self.covariance - np.outer(direction, direction) / spread
-
-    def target_sd(self) -> float:
-        """Root of the weighted mean variance of ln loss at the target: a relative loss."""
-        return float(np.sqrt(max((self.moment * self.covariance).sum(), 0.0)))
-
-
-class _Guard:
-    """Which rows may be taken next under the rules, given all that was taken; and why not all of them."""
-
-    def __init__(self, model: ShapeModel, rules: DesignRules, taken: Sequence[int]) -> None:
-        self.model, self.rules, self.taken = model, rules, list(taken)
-        self.ratio = _ratio_levels(model.menu)
-        self.num_ratios_on_menu = int(self.ratio.max()) + 1
-
-    def choose(self, value: Floats) -> tuple[int, str]:
-        """The row of highest value that keeps the rules, and which rule bound it ("" for none)."""
-        best = int(np.argmax(value))
-        if len(self.taken) < self.rules.min_runs:
-            return best, ""
-        num_ratios = len(np.unique(self.ratio[self.taken]))
-        if num_ratios < min(self.rules.num_ratios, self.num_ratios_on_menu):
-            unused = ~np.isin(self.ratio, self.ratio[self.taken])
-            return _best_within(value, unused), f"only {num_ratios} tokens-per-parameter ratios so far"
-        num_replicates = len(self.taken) - len(set(self.taken))
-        if num_replicates < self.rules.num_replicates:
-            run_before = np.bincount(self.taken, minlength=len(value)) > 0
-            return _best_within(value, run_before), f"only {num_replicates} repeated seeds tell the noise so far"
-        condition_number = self.condition_number()
-        if condition_number > self.rules.max_condition_number:
-            return int(
-                np.argmax(self._novelty())
-            ), f"x and r hardly vary apart (condition number {condition_number:.2g})"
-        return best, ""
-
-    def condition_number(self) -> float:
-        """Of the column-scaled design of cell levels, X and R (as in scaling/bilinear.py) of the runs taken."""
-        design = self._design(np.asarray(self.taken, dtype=np.intp))
-        norms = np.linalg.norm(design, axis=0)
-        return float(np.linalg.cond(design / norms)) if (norms > 0).all() else float("inf")
-
-    def _design(self, rows: Integers) -> Floats:
-        level = (self.model.menu.cell[rows][:, None] == np.unique(self.model.menu.cell[self.taken])).astype(float)
-        return np.concatenate([level, self.model.law_columns[rows]], axis=1)
-
-    def _novelty(self) -> Floats:
-        """How far each row of a cell that was run lies from what the design covers, aᵀ (AᵀA)⁻¹ a per second."""
-        menu, design = self.model.menu, self._design(np.asarray(self.taken, dtype=np.intp))
-        information = design.T @ design + 1e-6 * np.eye(design.shape[1])
-        every = self._design(np.arange(len(menu)))
-        far = ((every @ np.linalg.inv(information)) * every).sum(axis=1) / menu.seconds
-        return np.where(np.isin(menu.cell, menu.cell[self.taken]), far, -np.inf)
-
-
-def _ratio_levels(menu: RunMenu) -> Integers:
-    """(M,): which tokens-per-parameter ratio each row has; cells whose ratios differ by less than 5 % share one."""
-    log_ratio = np.log(menu.tokens_per_parameter)
-    of_cell = np.bincount(menu.cell, log_ratio) / np.bincount(menu.cell)
-    order = np.argsort(of_cell)
-    level = np.empty(len(of_cell), dtype=np.intp)
-    level[order] = np.cumsum(np.diff(of_cell[order], prepend=of_cell[order[0]]) > np.log1p(CELL_TOLERANCE))
-    return level[menu.cell]
-
-
-def _best_within(value: Floats, allowed: Mask) -> int:
-    return int(np.argmax(np.where(allowed, value, -np.inf)))
-
-
 def _take_best(
-    knowledge: _Knowledge,
+    knowledge: Knowledge,
     cost: Floats,
     num: int,
     *,
-    guard: _Guard,
+    guard: Guard,
     taken: Sequence[int],
     generator: np.random.Generator,
     describe: Callable[[int, int, str, float, float], str],

@@ -21,9 +21,9 @@ from scaling.fit import fit_conditional
 from scaling.law import Floats
 from scaling.points import ShapePoints
 from scaling.policies import POLICIES, Policy, SearchState
-from scaling.propose import Decision, StopRule, decide, reason_to_stop
 from scaling.simulation import NOISE_SD_NATS, TOKENS_PER_PARAMETER, Truth, grid_design
 from scaling.space import Candidates, SearchSpace
+from scaling.stopping import Decision, StopRule, decide, reason_to_stop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.belief import RunMenu, ShapeModel, Target, make_model
-from scaling.propose import DesignRules, near_optimal, propose_runs
+from scaling.design import DesignRules
+from scaling.propose import near_optimal, propose_runs
 from scaling.simulation import paper_truth
 
 GOAL_SECONDS = 1.0
 NUM_RUNS = 40
-_NO_RULES = DesignRules(num_ratios=0, num_replicates=0, max_condition_number=np.inf)
+_NO_RULES = DesignRules(num_ratios=0, num_replicates=0, min_other_sizes=0, max_condition_number=np.inf)
 
 
 def make_problem(num_rows: int, seed: int = 0) -> tuple[RunMenu, Target, list[int], np.ndarray[Any, Any]]:
