@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from agent.benchmark.configs import read_config
-from coordinator.runs_table import RunsTable, check_number_of_runs, scales_of, shape_points
+from coordinator.runs_table import RunsTable, check_number_of_runs, query_group_sizes, scales_of, shape_points
 from hwprofiles.catalog import load_profile
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.roofline import peak_flops_per_second
@@ -24,7 +24,7 @@ from scaling.fit import fit_conditional
 from scaling.group_search import GroupSearch, search_groups
 from scaling.law_fit import LawFit, ReferenceSamples
 from scaling.points import CELL_TOLERANCE, ShapePoints
-from scaling.quantity import NotMeasured, Predicted, Quantity
+from scaling.quantity import Interval, NotMeasured, Predicted, Quantity
 from scaling.recipes import ServingRecipe, Workload
 from scaling.recommend import (
     LossLimit,
@@ -73,7 +73,7 @@ def recommend_from_runs(
     hardware: str = "h200",
     num_layers: int | None = None,
     head_dim: int | None = None,
-    query_group_sizes: tuple[int, ...] | None = None,
+    group_sizes: tuple[int, ...] | None = None,
     tolerance: float = 0.03,
     workload: Workload = DEFAULT_WORKLOAD,
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
@@ -90,7 +90,7 @@ def recommend_from_runs(
         hardware: id of a profile (`archfleet hw list`).
         num_layers: instead of the baseline's.
         head_dim: instead of the baseline's.
-        query_group_sizes: heads per key-value head to choose among; by default those of the table.
+        group_sizes: heads per key-value head to choose among; by default those of the table.
         tolerance: relative distance of a shape's N from n.
         workload: what the roofline predicts.
         dtype: of weights and KV cache.
@@ -115,12 +115,12 @@ def recommend_from_runs(
     )
     points = shape_points(table)
     fit = _fitted(table, points, question)
-    space = _space(question, fit, table, num_layers, head_dim, query_group_sizes, tolerance)
+    space = _space(question, fit, table, num_layers, head_dim, group_sizes, tolerance)
     candidates, index, notes = _with_baseline(space.enumerate(), space, question)
     reference, level_reason = _level(fit, question)
     found = _choose(fit, candidates, index, question, reference)
     extra = _extra_run(fit, found, table, question, reference)
-    search = None if found.surefire is None else _search_groups(found, question)
+    search = None if found.surefire is None else _search_groups(fit, found, question, reference)
     notes = [*_doubts(table, fit, points, question, space), *notes]
     if level_reason is not None:
         notes.append(f"Losses are stated relative to L_opt and to the baseline, not in nats: {level_reason}")
@@ -137,7 +137,8 @@ def _fitted(table: RunsTable, points: ShapePoints, question: _Question) -> LawFi
             f"needs runs at two sizes at least (better three), a factor of 1.5 or more apart, or runs at "
             f"N = {question.N:.3g} itself"
         )
-    fit = fit_conditional(points)
+    # Coefficients drift with scale: the terms are those at N, as far as the runs tell them apart from the rest.
+    fit = fit_conditional(points, pooling="partial", at_num_parameters=question.N)
     if fit.law is None:
         raise ValueError(f"{table.path}: {len(table)} runs give no law. {' '.join(fit.messages)}")
     return fit
@@ -149,7 +150,7 @@ def _space(
     table: RunsTable,
     num_layers: int | None,
     head_dim: int | None,
-    query_group_sizes: tuple[int, ...] | None,
+    group_sizes: tuple[int, ...] | None,
     tolerance: float,
 ) -> SearchSpace:
     """Legal shapes at N, within the x and r that were run: beyond them the law would only be extended."""
@@ -160,7 +161,7 @@ def _space(
         tolerance=tolerance,
         num_hidden_layers=num_layers or question.known.num_hidden_layers,
         head_dim=head_dim or question.known.head_dim,
-        query_group_sizes=query_group_sizes or _groups_of(table) or (question.known.query_group_size,),
+        query_group_sizes=group_sizes or _groups_of(table) or (question.known.query_group_size,),
         hidden_multiple_of=multiple,
         intermediate_multiple_of=multiple,
         vocab_size=question.known.vocab_size,
@@ -177,11 +178,8 @@ def _space(
 
 def _groups_of(table: RunsTable) -> tuple[int, ...]:
     """Heads per key-value head that were run; none where the table has no heads."""
-    columns = table.columns
-    if not {"n_heads", "n_kv_heads"} <= set(columns):
-        return ()
-    ratios = np.unique(columns["n_heads"] / columns["n_kv_heads"])
-    return tuple(int(g) for g in ratios if g >= 1 and g == round(g))
+    sizes = query_group_sizes(table)
+    return () if sizes is None else tuple(int(g) for g in np.unique(sizes))
 
 
 def _with_baseline(
@@ -287,8 +285,8 @@ def _shape_like(table: RunsTable, run: DecisiveRun, vocab_size: int) -> Architec
     return candidates.architecture(candidates.nearest(x=run.x, r=run.r))
 
 
-def _search_groups(found: Shortlist, question: _Question) -> GroupSearch:
-    """Whether fewer key-value heads would serve Surefire faster; their loss no run of the table tells."""
+def _search_groups(fit: LawFit, found: Shortlist, question: _Question, reference: ReferenceSamples) -> GroupSearch:
+    """Whether fewer key-value heads would serve Surefire faster; their loss is known where such runs were made."""
     assert found.surefire is not None
     start = found.candidates.architecture(found.surefire)
     predicted = found.predicted_loss(found.surefire)
@@ -299,7 +297,13 @@ def _search_groups(found: Shortlist, question: _Question) -> GroupSearch:
     def loss(shape: Architecture) -> Quantity:
         if shape == start:
             return predicted
-        return NotMeasured(reason="the law does not hold the grouping: train this shape to know its loss")
+        offset = fit.group_offset(shape.query_group_size)
+        if isinstance(offset, NotMeasured):
+            return offset
+        x, r, g = shape.width_ratio, shape.mlp_attention_ratio, shape.query_group_size
+        mean, low, high = fit.predict_loss(x, r, question.N, question.D, reference=reference, query_group_size=g)
+        interval = Interval(low=float(low[0]), high=float(high[0]), level=fit.level, method="bootstrap")
+        return Predicted(value=float(mean[0]), unit=found.unit, interval=interval, basis=f"law, {offset.basis}")
 
     return search_groups(start, throughput=rate, loss=loss, loss_limit=found.limit, min_gain=0.01)
 
@@ -401,11 +405,12 @@ def _closing(search: GroupSearch | None, extra: dict[str, Any] | None) -> list[s
     if search is not None:
         gain = search.gain()
         if gain is not None and gain > 1:
+            loss = "its loss is predicted to keep the limit" if search.loss_known else "its loss is not known: train it"
             closing.append(
                 f"Grouped-query search: {search.chosen.label} ({search.chosen.query_group_size} query heads per "
-                f"key-value head, same N, x and r) is predicted {gain:.2f} times as fast as Surefire. The roofline "
-                "does not know that attention kernels lose bandwidth with larger groups, and the loss is not known: "
-                f"measure both before you build it. The search stopped because {search.stopped_because}."
+                f"key-value head, same N, x and r) is predicted {gain:.2f} times as fast as Surefire; {loss}. The "
+                "roofline does not know that attention kernels lose bandwidth with larger groups: benchmark it. The "
+                f"search stopped because {search.stopped_because}."
             )
         else:
             closing.append(f"Grouped-query search found nothing faster: it stopped because {search.stopped_because}.")

@@ -280,7 +280,28 @@ def shape_points(table: RunsTable) -> ShapePoints:
         num_tokens=columns["n_tokens"],
         loss=columns["loss"],
         standard_error=columns.get("loss_se"),
+        query_group_size=query_group_sizes(table),
     )
+
+
+def query_group_sizes(table: RunsTable) -> Floats | None:
+    """Heads per key-value head of every run; None where the table does not say.
+
+    Raises:
+        ValueError: a run's heads are no multiple of its key-value heads.
+    """
+    columns = table.columns
+    if not {"n_heads", "n_kv_heads"} <= set(columns):
+        return None
+    g = np.asarray(columns["n_heads"] / columns["n_kv_heads"], dtype=float)
+    uneven = np.flatnonzero((g < 1) | (g != np.round(g)))
+    if len(uneven):
+        heads, kv_heads = (columns[name][uneven[0]] for name in ("n_heads", "n_kv_heads"))
+        raise ValueError(
+            f"{table.path}: {len(uneven)} runs have n_heads that are no multiple of n_kv_heads (the first: {heads:g} "
+            f"and {kv_heads:g}); correct or remove them"
+        )
+    return g
 
 
 def _counted_size(table: RunsTable) -> Floats:

@@ -162,8 +162,7 @@ def recommend(
         ValueError: there is no law, no reference loss at (N, D), or the loss limit is none at this size.
     """
     unit: LossUnit = "L_opt" if isinstance(reference, RelativeLevel) else "nats/token"
-    loss = fit.predict_loss(candidates.x, candidates.r, num_parameters, num_tokens, reference=reference)
-    draws = fit.sample_loss(candidates.x, candidates.r, num_parameters, num_tokens, reference=reference)
+    loss, draws = _losses(fit, candidates, num_parameters, num_tokens, reference)
     if loss_limit == "baseline":
         limit, limit_draws = float(loss.mean[baseline]), draws[:, [baseline]]
     else:
@@ -205,6 +204,36 @@ def recommend(
         reasons=(),
     )
     return _with_reasons(found, fit, loss_limit)
+
+
+def _losses(
+    fit: LawFit, candidates: Candidates, N: float, D: float, reference: ReferenceSamples | None
+) -> tuple[Prediction, Floats]:
+    """Predicted losses and their draws (B, M), with the offset of each query group size where it was measured."""
+    mean, low, high = (np.empty(len(candidates)) for _ in range(3))
+    draws = np.empty((len(fit.bootstrap), len(candidates)))
+    for g in np.unique(candidates.query_group_size):
+        inside = candidates.query_group_size == g
+        x, r = candidates.x[inside], candidates.r[inside]
+        known = None if isinstance(fit.group_offset(float(g)), NotMeasured) else float(g)
+        found = fit.predict_loss(x, r, N, D, reference=reference, query_group_size=known)
+        mean[inside], low[inside], high[inside] = found
+        draws[:, inside] = fit.sample_loss(x, r, N, D, reference=reference, query_group_size=known)
+    return Prediction(mean, low, high), draws
+
+
+def _unmeasured_groups(found: Shortlist, fit: LawFit) -> list[str]:
+    """What is assumed of groupings that were never run against the law's own."""
+    if fit.base_query_group_size is None:
+        return []
+    sizes = np.unique(found.candidates.query_group_size)
+    unknown = [f"{g}" for g in sizes if isinstance(fit.group_offset(float(g)), NotMeasured)]
+    if not unknown:
+        return []
+    return [
+        f"Shapes with {', '.join(unknown)} query heads per key-value head were never run: their loss is taken as that "
+        f"of {fit.base_query_group_size:g}."
+    ]
 
 
 def _other_limit(
@@ -304,7 +333,7 @@ def _with_reasons(found: Shortlist, fit: LawFit, loss_limit: LossLimit) -> Short
             reasons.append(
                 f"The fit has no optimum of {name}, so predictions lean on the shapes that were run: {reason}"
             )
-    return replace(found, reasons=tuple(reasons))
+    return replace(found, reasons=tuple(reasons + _unmeasured_groups(found, fit)))
 
 
 def _limit_in_words(limit: LossLimit) -> str:

@@ -71,6 +71,16 @@ def test_shapes_are_counted_from_config_columns_under_either_name(tmp_path: Path
     assert np.array_equal(shape_points(read_runs_table(write(tmp_path, renamed))).x, points.x)
 
 
+def test_heads_give_the_grouping_and_must_divide(tmp_path: Path) -> None:
+    header = "d_model,d_ff,n_heads,n_kv_heads,head_dim,n_layers,n_tokens,loss"
+    text = f"{header}\n2048,8192,32,8,64,16,1e11,2.803\n2560,6144,36,4,64,16,1e11,2.804\n"
+    points = shape_points(read_runs_table(write(tmp_path, text)))
+    assert points.query_group_size is not None
+    assert points.query_group_size.tolist() == [4, 9]
+    with pytest.raises(ValueError, match=r"1 runs have n_heads that are no multiple .* 36 and 5"):
+        shape_points(read_runs_table(write(tmp_path, text.replace("36,4", "36,5"))))
+
+
 @needs_data
 def test_the_shared_tables_are_read_as_they_are() -> None:
     result = fit_table(read_runs_table(DATA / "chinchilla_epoch_points.csv"))

@@ -256,6 +256,36 @@ def test_the_published_panda_is_the_optimum_of_the_legal_grid_or_its_neighbour(
     assert abs(best.num_key_value_heads - published.num_key_value_heads) <= 1
 
 
+def test_a_grouping_costs_what_was_measured_and_an_unmeasured_one_is_named() -> None:
+    cost = 0.02
+    shapes = [(x, r) for x in (0.12, 0.2, 0.4) for r in (0.7, 1.7, 4.5)] * 2
+    x, r = np.array(shapes).T
+    g = np.repeat([2.0, 4.0], 9)
+    noise = 0.0005 * np.random.default_rng(0).standard_normal(len(x))
+    size = np.full(len(x), 1e5)
+    loss = LAW.predict(x, r, 3.58) * (1 + cost * (g == 4)) + noise
+    fit = fit_conditional(
+        ShapePoints(x=x, r=r, num_parameters=size, num_tokens=10 * size, loss=loss, query_group_size=g)
+    )
+    space = SearchSpace(
+        num_parameters=100_000,
+        num_hidden_layers=2,
+        head_dim=16,
+        query_group_sizes=(2, 4, 8),
+        vocab_size=1024,
+        x_range=(0.12, 0.4),
+        r_range=(0.7, 4.5),
+    )
+    candidates = space.enumerate()
+    found = recommend(fit, candidates, num_parameters=1e5, num_tokens=1e6, baseline=0)
+    plain = LAW.predict(candidates.x, candidates.r, 3.58)
+    excess = found.loss.mean / plain - 1
+    assert excess[candidates.query_group_size == 2] == pytest.approx(0.0, abs=0.002)
+    assert excess[candidates.query_group_size == 4] == pytest.approx(cost, abs=0.002)
+    assert excess[candidates.query_group_size == 8] == pytest.approx(0.0, abs=0.002)
+    assert "Shapes with 8 query heads per key-value head were never run" in found.reasons[-1]
+
+
 def test_without_a_law_there_is_no_recommendation() -> None:
     empty = fit_conditional(
         ShapePoints(
