@@ -1,9 +1,7 @@
-"""Fits: known coefficients from synthetic runs, published minima, noise, and honest answers to bad designs."""
+"""The conditional fit: known coefficients from synthetic runs, noise, and honest answers to bad designs."""
 
-import csv
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
-from scaling.fit import LawFit, ShapePoints, fit_chinchilla, fit_conditional
+from scaling.fit import LawFit, ShapePoints, fit_conditional
 from scaling.law import ChinchillaLaw, ConditionalLaw, Floats, LawForm
-from scaling.points import make_cells
-from scaling.quantity import NotMeasured, Predicted
-from scaling.reference import fit_reference
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="the reference data are not beside the repository")
 
 # Published coefficients (arXiv 2510.18245), fits to 80M-297M and to 1B.
 PAPER = [
@@ -61,97 +53,6 @@ def measured_points() -> ShapePoints:
 
 def noisy(law: ConditionalLaw, x: Floats, r: Floats, seed: int, sd: float = 0.011) -> Floats:
     return law.predict(x, r, 3.58) + sd * np.random.default_rng(seed).standard_normal(len(x))
-
-
-def read(name: str, size: str, used: str | None = None) -> tuple[Floats, Floats, Floats]:
-    with (DATA / name).open() as file:
-        rows = [row for row in csv.DictReader(file) if used is None or row[used] == "1"]
-    N, D, L = (np.array([float(row[key]) for row in rows]) for key in (size, "n_tokens", "loss"))
-    return N, D, L
-
-
-# The reference law ----------------------------------------------------------------------------------------------------
-
-
-@needs_data
-def test_the_published_chinchilla_minimum_is_reached() -> None:
-    fit = fit_chinchilla(*read("chinchilla_epoch_points.csv", "n_params", "used_in_published_fit"))
-    assert fit.converged
-    assert fit.law is not None
-    assert fit.num_points == 240
-    assert fit.objective is not None
-    assert fit.objective <= 0.00101828
-    assert abs(fit.law.E - 1.8172) <= 0.002
-    assert fit.law.alpha == pytest.approx(0.3473, abs=0.002)
-    assert fit.law.beta == pytest.approx(0.3672, abs=0.002)
-
-
-@needs_data
-@pytest.mark.parametrize(
-    ("name", "objective", "alpha", "beta"),
-    [
-        ("gemstones_hot_le100b.csv", 0.0019816129, 0.29287, 0.71287),
-        ("gemstones_cooldown.csv", 0.0019640865, 0.30027, 0.58024),
-    ],
-)
-def test_the_published_gemstones_minima_are_reached(name: str, objective: float, alpha: float, beta: float) -> None:
-    fit = fit_chinchilla(*read(name, "n_params_total"))
-    assert fit.converged
-    assert fit.law is not None
-    assert fit.objective == pytest.approx(objective, rel=1e-6)
-    assert fit.law.alpha == pytest.approx(alpha, abs=0.002)
-    assert fit.law.beta == pytest.approx(beta, abs=0.002)
-
-
-@settings(max_examples=10, deadline=None)
-@given(E=st.floats(1.0, 2.0), alpha=st.floats(0.2, 0.6), beta=st.floats(0.2, 0.6))
-def test_chinchilla_coefficients_are_recovered(E: float, alpha: float, beta: float) -> None:
-    # Terms of about half a nat at the middle of the data, whatever the exponents.
-    truth = ChinchillaLaw(E=E, A=0.5 * 3e8**alpha, B=0.7 * 1e10**beta, alpha=alpha, beta=beta)
-    N = np.repeat([5e7, 1.5e8, 5e8, 1.5e9], 4)
-    D = N * np.tile([5.0, 20.0, 80.0, 320.0], 4)
-    fit = fit_chinchilla(N, D, truth.predict(N, D))
-    assert fit.law is not None
-    assert abs(fit.law.E / E - 1) <= 1e-3
-    assert fit.law.alpha == pytest.approx(alpha, rel=1e-3)
-    assert fit.law.beta == pytest.approx(beta, rel=1e-3)
-
-
-def test_a_collinear_design_names_what_is_not_identified() -> None:
-    N = np.geomspace(5e7, 5e9, 10)
-    truth = ChinchillaLaw(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
-    fit = fit_chinchilla(N, 20 * N, truth.predict(N, 20 * N))
-    assert not fit.converged
-    assert set(fit.not_identified) >= {"alpha", "beta"}
-    assert "D is proportional to N" in fit.messages[0]
-    # The sum along the line is still known.
-    assert np.allclose(fit.predict(N, 20 * N), truth.predict(N, 20 * N), rtol=1e-4)
-
-
-def test_one_size_does_not_identify_the_size_term() -> None:
-    D = np.geomspace(1e9, 1e11, 8)
-    N = np.full(8, 1e8)
-    fit = fit_chinchilla(N, D, 2.0 + 2100 / D**0.37)
-    assert not fit.converged
-    assert "alpha" in fit.not_identified
-    assert "N hardly varies" in fit.messages[0]
-
-
-def test_too_few_points_are_a_sentence() -> None:
-    fit = fit_chinchilla([1e8, 2e8], [1e9, 1e9], [3.0, 2.9])
-    assert fit.law is None
-    assert not fit.converged
-    assert "at least 6" in fit.messages[0]
-    with pytest.raises(ValueError, match="was not fitted"):
-        fit.predict(1e8, 1e9)
-
-
-def test_a_diverged_run_is_refused_before_fitting() -> None:
-    with pytest.raises(ValueError, match="diverged"):
-        fit_chinchilla([1e8] * 7, [1e9] * 7, [3.0] * 6 + [float("nan")])
-
-
-# The conditional law --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("a", "b"), PAPER)
@@ -415,67 +316,3 @@ def test_a_loss_outside_the_cells_without_a_reference_is_refused() -> None:
     fit = fit_conditional(points(X9, R9, noisy(LAPTOP, X9, R9, 0)))
     with pytest.raises(ValueError, match="the fit knows the cells N 1e\\+05, D 1e\\+06"):
         fit.predict_loss(0.2, 1.0, 2e5, 2e6)
-
-
-def test_cells_gather_runs_within_five_per_cent() -> None:
-    cells = make_cells(np.array([97e3, 100e3, 101e3, 200e3, 99e3]), np.array([1e6, 1e6, 1e6, 2e6, 2e6]))
-    assert len(cells) == 3
-    assert cells.of_point[0] == cells.of_point[1] == cells.of_point[2]
-    assert cells.find(1.0e5, 1.02e6) == cells.of_point[0]
-    assert cells.find(1.0e5, 1.2e6) is None
-
-
-# The reference law of a study -----------------------------------------------------------------------------------------
-
-TRUTH = ChinchillaLaw(E=1.6, A=25.0, B=500.0, alpha=0.3, beta=0.45)
-SIDE_CELLS = [(5e4, 2.5e5), (5e4, 5e5), (5e4, 1e6), (1e5, 5e5)]
-
-
-def study_points(seed: int, side_cells: list[tuple[float, float]] = SIDE_CELLS) -> ShapePoints:
-    """Two runs of nine shapes at 100 k and 1 M tokens, and the centre shape in other cells."""
-    x = np.concatenate([X9, X9, np.full(len(side_cells), 0.203)])
-    r = np.concatenate([R9, R9, np.full(len(side_cells), 1.71)])
-    N = np.concatenate([np.full(18, 1e5), [cell[0] for cell in side_cells]])
-    D = np.concatenate([np.full(18, 1e6), [cell[1] for cell in side_cells]])
-    noise = 0.011 * np.random.default_rng(seed).standard_normal(len(x))
-    return points(x, r, LAPTOP.predict(x, r, TRUTH.predict(N, D)) + noise, num_parameters=N, num_tokens=D)
-
-
-def test_the_held_out_size_is_predicted_within_its_interval() -> None:
-    hits, trials = 0, 20
-    for seed in range(trials):
-        reference = fit_reference(fit_conditional(study_points(seed), seed=seed, num_bootstrap=100), seed=seed)
-        predicted = reference.predict(2e5, 2e6)
-        assert isinstance(predicted, Predicted)
-        assert predicted.interval is not None
-        hits += predicted.interval.low <= float(TRUTH.predict(2e5, 2e6)) <= predicted.interval.high
-    assert hits >= 15
-
-
-def test_extrapolation_is_less_sure_than_a_fitted_cell() -> None:
-    fit = fit_conditional(study_points(0))
-    reference = fit_reference(fit)
-    widths = []
-    for N, D in ((1e5, 1e6), (2e5, 2e6), (8e5, 8e6)):
-        predicted = fit.predict_loss(0.25, 1.2, N, D, reference=reference)
-        widths.append(float(predicted.high[0] - predicted.low[0]))
-    assert widths == sorted(widths)
-
-
-def test_cells_on_one_line_predict_on_that_line_alone() -> None:
-    reference = fit_reference(fit_conditional(study_points(0, [(5e4, 5e5), (2.5e4, 2.5e5)])))
-    assert reference.reach == "line"
-    on_line = reference.predict(2e5, 2e6)
-    assert isinstance(on_line, Predicted)
-    off_line = reference.predict(2e5, 8e6)
-    assert isinstance(off_line, NotMeasured)
-    assert "off that line" in off_line.reason
-
-
-def test_one_cell_predicts_nothing_elsewhere_and_says_so() -> None:
-    reference = fit_reference(fit_conditional(study_points(0, [])))
-    assert reference.reach == "cell"
-    assert isinstance(reference.predict(1e5, 1e6), Predicted)
-    refused = reference.predict(2e5, 2e6)
-    assert isinstance(refused, NotMeasured)
-    assert "one cell was fitted" in refused.reason
