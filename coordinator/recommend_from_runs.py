@@ -19,7 +19,7 @@ from hwprofiles.catalog import load_profile
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.roofline import peak_flops_per_second
 from scaling.architecture import Architecture
-from scaling.decisive_run import DecisiveRun, PossibleRuns, decisive_run
+from scaling.decisive_run import UNLIKELY, DecisiveRun, PossibleRuns, decisive_run
 from scaling.fit import fit_conditional
 from scaling.group_search import GroupSearch, search_groups
 from scaling.law_fit import LawFit, ReferenceSamples
@@ -193,7 +193,8 @@ def _with_baseline(
     shape = baseline_shape(known, round(question.N), space)
     note = (
         f"{question.baseline_name} has N = {known.num_parameters:.4g}; compared is {shape.label}, the legal shape at "
-        f"N = {question.N:.4g} with its r and the aspect of its layers."
+        f"N = {question.N:.4g} nearest to its r and to the aspect of its layers, with {shape.query_group_size} "
+        f"query heads per key-value head (its own: {known.query_group_size})."
     )
     return *candidates.including(shape), [note]
 
@@ -253,6 +254,7 @@ def _extra_run(
         "cost_basis": f"6 N D FLOPs at {ASSUMED_UTILISATION:.0%} of the dense {question.recipe.dtype} peak of one "
         f"{question.profile.id} (assumed)",
         "sentence": chosen.sentence(),
+        "label": None if shape is None else shape.label,
     }
 
 
@@ -415,7 +417,9 @@ def _closing(search: GroupSearch | None, extra: dict[str, Any] | None) -> list[s
         else:
             closing.append(f"Grouped-query search found nothing faster: it stopped because {search.stopped_because}.")
     if extra is not None:
-        closing.append(f"{extra['sentence']} Cost: {extra['cost_basis']}.")
+        like = "" if extra["label"] is None else f" A shape like it: {extra['label']}."
+        likely = extra["probability_of_change"] >= UNLIKELY
+        closing.append(f"{extra['sentence']}{like} Cost: {extra['cost_basis']}." if likely else extra["sentence"])
     return closing
 
 

@@ -30,6 +30,8 @@ from scaling.recommend import Shortlist
 
 _ABOUT_AS_LIKELY = 0.9
 """Among runs whose chance is at least this share of the best one's, the cheapest is told."""
+UNLIKELY = 0.01
+"""A chance that is not worth telling as a run."""
 _MAX_ELEMENTS = 2_000_000
 
 
@@ -61,7 +63,9 @@ class DecisiveRun:
     seconds: float
 
     def sentence(self) -> str:
-        """The run, what it may do, and its cost."""
+        """The run, what it may do, and its cost; or that no single run would do much."""
+        if self.probability_of_change < UNLIKELY:
+            return f"No single extra run is likely to change this answer: each has a chance below {UNLIKELY:.0%}."
         return (
             f"The one extra run that would most likely change this answer: x {self.x:.3g}, r {self.r:.3g} at N = "
             f"{self.num_parameters:.3g}, D = {self.num_tokens:.3g} (chance {self.probability_of_change:.0%}), about "

@@ -1,5 +1,7 @@
 """The decisive run: its closed form against plain simulation, and against refits with the run in them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import special
@@ -138,6 +140,7 @@ def test_of_runs_about_as_likely_the_cheapest_is_told() -> None:
     assert chosen.probability_of_change >= 0.9 * chance.max()
     assert f"{chosen.probability_of_change:.0%}" in chosen.sentence()
     assert "device-seconds" in chosen.sentence()
+    assert "No single extra run is likely" in replace(chosen, probability_of_change=0.001).sentence()
 
 
 def test_without_throughput_it_is_about_panda() -> None:
