@@ -46,7 +46,8 @@ class SearchSetting:
     num_agents: int = 8
     max_runs: int = 96
     num_grid: int = 4
-    gamma: float = 1.0
+    gamma: float = 0.5
+    """Knowledge is bought per GPU-second^gamma: below 1, since agents that wait for a decision cost as well."""
     stop: StopRule = field(default_factory=StopRule)
 
 
