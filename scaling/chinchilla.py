@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from scaling.chinchilla_solver import ChinchillaProblem, Minima, minimise_from, refit
 from scaling.law import ChinchillaLaw, Floats
-from scaling.law_fit import Prediction
+from scaling.law_fit import Prediction, quantiles
 from scaling.quantity import Interval, NotMeasured
 
 ChinchillaObjective = Literal["huber", "least_squares"]
@@ -65,7 +65,7 @@ class ChinchillaFit:
             raise ValueError("no interval without replicates: fit with num_bootstrap=1000, for instance")
         E, A, B, alpha, beta = (column.reshape(-1, *[1] * mean.ndim) for column in self.draws.T)
         N, D = np.asarray(num_parameters, dtype=float), np.asarray(num_tokens, dtype=float)
-        low, high = np.quantile(E + A * N**-alpha + B * D**-beta, self._tails(), axis=0)
+        low, high = quantiles(E + A * N**-alpha + B * D**-beta, self.level)
         return Prediction(mean, np.minimum(low, mean), np.maximum(high, mean))
 
     def interval(self, name: str) -> Interval | NotMeasured:
@@ -76,7 +76,7 @@ class ChinchillaFit:
         if not len(self.draws):
             return NotMeasured(reason="no bootstrap replicates were asked for")
         value = getattr(self.law, name)
-        low, high = np.quantile(self.draws[:, column], self._tails())
+        low, high = quantiles(self.draws[:, column], self.level)
         return Interval(
             low=min(float(low), value), high=max(float(high), value), level=self.level, method="weighted bootstrap"
         )
@@ -85,9 +85,6 @@ class ChinchillaFit:
         if self.law is None:
             raise ValueError(f"the Chinchilla law was not fitted, so it predicts nothing: {' '.join(self.messages)}")
         return self.law
-
-    def _tails(self) -> tuple[float, float]:
-        return (1 - self.level) / 2, (1 + self.level) / 2
 
 
 def fit_chinchilla(

@@ -359,7 +359,7 @@ def best_in_range(coefficients: Floats, limits: tuple[float, float]) -> Floats:
     """Where each bracket (B, 3) is lowest on [low, high]: its interior minimum, or the better end. (B,)."""
     low, high = limits
     slope, inverse = coefficients[:, 1], coefficients[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         interior = inverse / slope
     legal = (slope > 0) & (inverse > 0) & (interior > low) & (interior < high)
     ends = coefficients @ shape_features(np.array([low, high])).T

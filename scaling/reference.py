@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from scaling.law import Floats
-from scaling.law_fit import LawFit
+from scaling.law_fit import LawFit, quantiles
 from scaling.points import CELL_TOLERANCE, find_cell
 from scaling.quantity import Interval, NotMeasured, Predicted
 
@@ -52,7 +52,7 @@ class ReferenceLaw:
             return NotMeasured(reason=self._refusal(num_parameters, num_tokens))
         cell = find_cell(self.cell_num_parameters, self.cell_num_tokens, num_parameters, num_tokens)
         value = float(self.cell_losses[cell]) if cell is not None else float(np.median(samples))
-        low, high = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2])
+        low, high = quantiles(samples, self.level)
         basis = "fitted cell" if cell is not None else "E + A/N^alpha + B/D^beta through the fitted cells"
         return Predicted(
             value=value,
