@@ -48,7 +48,7 @@ class Knowledge:
         self.noise_variance = belief.noise**2
         self.covariance, self.moment = belief.covariance, moment
         by_target = self.covariance @ moment @ self.covariance
-        self.variance = ((self.features @ self.covariance) * self.features).sum(axis=1)
+        self.variance = belief.menu_variance()
         self.explained = ((self.features @ by_target) * self.features).sum(axis=1)
 
     def gains(self) -> Floats:

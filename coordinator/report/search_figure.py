@@ -11,6 +11,9 @@ _LOOKS = (("#0072b2", "-"), ("#d55e00", "--"), ("#999999", ":"), ("#009e73", "-.
 _FLOOR = 1e-5
 """Regrets of a legal shape are often exactly 0, which a logarithmic axis cannot show: drawn at 0.001 %."""
 
+_CEILING = 0.03
+"""Three per cent: worse than a shape drawn at random."""
+
 
 def write_search_figure(result: dict[str, Any], path: Path) -> None:
     """Draw `run_search_simulation`'s result to an SVG or PNG file, by the suffix of `path`.
@@ -29,9 +32,12 @@ def write_search_figure(result: dict[str, Any], path: Path) -> None:
         panels = figure.subplots(1, len(truths), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, truths, strict=True):
             _draw_truth(axes, result, name)
+        panels[0].set_ylim(80 * _FLOOR, 100 * _CEILING)
         panels[0].set_ylabel("regret of the recommended shape (% of the loss)")
         figure.suptitle(
-            f"Simulated searches: median and quartiles of {result['num_seeds']} studies for each strategy", fontsize=10
+            f"Simulated searches: median and quartiles of {result['num_seeds']} studies for each strategy "
+            f"(regrets below {100 * _FLOOR:.3f} % drawn there)",
+            fontsize=10,
         )
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -59,5 +65,5 @@ def _draw_truth(axes: "Axes", result: dict[str, Any], name: str) -> None:
 
 
 def _shown(value: float | None) -> float:
-    # An open upper quartile (no recommendation yet) is drawn off the top.
-    return 100 * max(value, _FLOOR) if value is not None else 100.0
+    # An open upper quartile (no recommendation yet) leaves through the top.
+    return 100 * max(value, _FLOOR) if value is not None else 1000 * _CEILING
