@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help run quick test lint types pytest clean
+.PHONY: help run quick test lint types pytest bench clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -37,6 +37,11 @@ types: $(STAMP) ## mypy, strict
 pytest: $(STAMP) ## all tests: those that start Ray one at a time, the others side by side
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not fleet and not gpu"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m fleet
+
+bench: $(STAMP) ## speed of the science beside plain implementations, measured side by side
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fit.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_space.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_propose.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
