@@ -14,6 +14,7 @@ from coordinator import forecast, planner, shapes
 from coordinator.analysis import analyse
 from coordinator.budget import Speed, speed_from_probes, token_scale
 from coordinator.dispatch import Accept, Dispatch, Fail, Instruction, Reject, Renew, Restart, Start
+from coordinator.errors import UserError
 from coordinator.fleet.base import AgentJoined, AgentLost, Fleet, FleetEvent, Reported
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.recommendation import make_recommendation
@@ -98,6 +99,11 @@ class Coordinator:
                     self._dispatch.idle[event.agent] = None
                 elif isinstance(event, AgentLost):
                     self._dispatch.idle.pop(event.agent, None)
+        if not self._dispatch.idle and not self.stop_requested():
+            raise UserError(
+                f"no agent came up within {JOIN_SECONDS:.0f} s; this machine may be out of memory or too busy.\n"
+                "Look at it with `free -g` and `uptime`, and run the same command again."
+            )
 
     def _price(self) -> None:
         """Measure the agents' speed once per run; the token scale that follows from it is kept for good."""
