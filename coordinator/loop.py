@@ -156,7 +156,7 @@ class Coordinator:
         return planner.state_of(self.store, corpus_id=self.corpus_id, elapsed_seconds=self._elapsed_seconds())
 
     def _elapsed_seconds(self) -> float:
-        """Wall seconds of this study, earlier sessions included."""
+        """Wall seconds of this study, earlier starts included."""
         return float(self.store.meta("wall_seconds") or 0) + self.monotonic() - self.started_monotonic
 
     def _turn(self) -> None:

@@ -43,7 +43,7 @@ class StudyState:
     trials: tuple[TrialRow, ...]
     observations: tuple[Observation, ...]
     elapsed_seconds: float
-    """Wall seconds that this study has run, earlier sessions included."""
+    """Wall seconds that this study has run, earlier starts included."""
 
     @property
     def overrun_seconds(self) -> float:

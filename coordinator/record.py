@@ -22,7 +22,7 @@ class RunRecord:
     state: str
     created_unix: float
     wall_seconds: float | None
-    """Of all sessions together; null while the first is running."""
+    """Of all its starts together; null while the first is running."""
     token_scale: float | None
     corpus_id: str | None
     corpus: dict[str, Any] | None

@@ -94,7 +94,7 @@ class Command:
 
 
 @dataclass
-class Workplace:
+class UserFolder:
     """A folder in which archfleet is used."""
 
     folder: Path
@@ -124,7 +124,7 @@ class Workplace:
         with StoreReader.open(self.run_directory) as store:
             return {trial.trial_id: trial for trial in store.trials()}
 
-    def wait_for(self, condition: Callable[["Workplace"], bool], command: Command, *, timeout_seconds: float) -> None:
+    def wait_for(self, condition: Callable[["UserFolder"], bool], command: Command, *, timeout_seconds: float) -> None:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             assert command.process.poll() is None, f"ended too early:\n{command.log.read_text()}"
@@ -150,15 +150,15 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    yield Workplace(tmp_path)
+def user_folder(tmp_path: Path) -> Iterator[UserFolder]:
+    yield UserFolder(tmp_path)
     _end_all(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def shared_workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def shared_user_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserFolder]:
     folder = tmp_path_factory.mktemp("shared")
-    yield Workplace(folder)
+    yield UserFolder(folder)
     _end_all(folder)
 
 

@@ -17,17 +17,17 @@ pytestmark = [pytest.mark.fleet, pytest.mark.slow]
 
 
 @pytest.fixture(scope="session")
-def quick(shared_workplace: Any) -> dict[str, Any]:
+def quick(shared_user_folder: Any) -> dict[str, Any]:
     """One quick run; its metrics were scraped and its status read while it ran."""
-    command = shared_workplace.start("run", "--quick", "--metrics-port", "0")
-    shared_workplace.wait_for(
+    command = shared_user_folder.start("run", "--quick", "--metrics-port", "0")
+    shared_user_folder.wait_for(
         lambda place: any(trial.state == "succeeded" for trial in place.trials().values()), command, timeout_seconds=120
     )
-    status = read_status(shared_workplace.run_directory)
+    status = read_status(shared_user_folder.run_directory)
     with urllib.request.urlopen(status["metrics_url"]) as answer:
         scrape = answer.read().decode()
-    session = json.loads((shared_workplace.run_directory / "agents" / "ray-session.json").read_text())
-    assert shared_workplace.processes_of(Path(session["directory"])), "Ray runs out of its session directory"
+    session = json.loads((shared_user_folder.run_directory / "agents" / "ray-session.json").read_text())
+    assert shared_user_folder.processes_of(Path(session["directory"])), "Ray runs out of its session directory"
     log = command.finish(400)
     assert command.process.returncode == 0, log
     return {
@@ -35,8 +35,8 @@ def quick(shared_workplace: Any) -> dict[str, Any]:
         "status": status,
         "session": Path(session["directory"]),
         "scrape": scrape,
-        "directory": shared_workplace.run_directory,
-        "record": read_record(shared_workplace.run_directory),
+        "directory": shared_user_folder.run_directory,
+        "record": read_record(shared_user_folder.run_directory),
     }
 
 
@@ -106,9 +106,9 @@ def test_table_holds_every_trial(quick: dict[str, Any]) -> None:
     assert losses == {name: pytest.approx(run.loss, abs=1e-6) for name, run in record.training.items()}
 
 
-def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any], shared_workplace: Any) -> None:
-    assert not shared_workplace.processes_of(shared_workplace.folder)
-    assert not shared_workplace.processes_of(quick["session"])
+def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any], shared_user_folder: Any) -> None:
+    assert not shared_user_folder.processes_of(shared_user_folder.folder)
+    assert not shared_user_folder.processes_of(quick["session"])
     assert not quick["session"].exists()
     assert not (quick["directory"] / "agents").exists()
 
