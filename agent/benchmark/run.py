@@ -14,7 +14,7 @@ wall time measures them too: the row is flagged `busy-cpu`, and each repeat keep
 import json
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from agent.device import make_provenance
 from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult, engine_named
 from agent.engines.process import EngineFailure, Tick, run_process
 from hwprofiles.catalog import load_profile
+from hwprofiles.value import Value
 from scaling.observations import Failure, Progress, Provenance, ServingObservation, ServingRepeat
 from scaling.quantity import Interval, Measured, NotMeasured
 from scaling.recipes import Workload
@@ -42,6 +43,14 @@ BUSY_CPU_RATIO = 0.9
 GPU_WINDOW_SECONDS = 60.0
 GPU_WINDOW_BATCHES = 4
 """Shorter windows on a GPU are flagged `short`: clocks and caches have not settled."""
+
+
+class Restart(Value):
+    """What one engine process measured: all that is kept of it, and all that an observation is made from."""
+
+    ready: EngineReady
+    result: EngineResult
+    provenance: Provenance
 
 
 @dataclass
@@ -91,7 +100,48 @@ def run_benchmark(
         if failure is not None:
             yield failure
             return
-    yield _observe(run)
+    assert run.ready is not None
+    yield _observe(assignment, run.ready, run.results, _provenance(run))
+
+
+def run_restart(
+    assignment: BenchAssignment,
+    *,
+    restart: int,
+    agent: str,
+    work_directory: Path,
+    engine: Engine | None = None,
+    wall_clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Progress | Restart | Failure]:
+    """One engine process of an assignment alone, so that restarts of several can be interleaved.
+
+    Yields `Progress` about once a second and last the restart or a failure; `observe_restarts` makes an observation
+    of several. `restart` numbers the process: it names its files and seeds its weights and prompts.
+
+    Raises:
+        ValueError: the recipe's engine is not in this version.
+    """
+    engine = engine or engine_named(assignment.recipe.engine)
+    run = _Run(assignment, agent, work_directory, engine, wall_clock(), clock, clock())
+    _export_config(run)
+    failure = yield from _measure_repeat(run, restart)
+    if failure is not None:
+        yield failure
+        return
+    assert run.ready is not None
+    yield Restart(ready=run.ready, result=run.results[-1], provenance=_provenance(run))
+
+
+def observe_restarts(assignment: BenchAssignment, restarts: Sequence[Restart]) -> ServingObservation:
+    """The observation of an assignment from its restarts, as `run_benchmark` would have made it.
+
+    Its provenance is that of the first, with the seconds of all.
+    """
+    first = restarts[0]
+    seconds = sum(restart.provenance.seconds for restart in restarts)
+    provenance = first.provenance.model_copy(update={"seconds": seconds})
+    return _observe(assignment, first.ready, [restart.result for restart in restarts], provenance)
 
 
 def _export_config(run: _Run) -> None:
@@ -197,35 +247,36 @@ def _fail(run: _Run, failure: EngineFailure) -> Failure:
     )
 
 
-def _observe(run: _Run) -> ServingObservation:
-    assignment, workload = run.assignment, run.assignment.workload
+def _observe(
+    assignment: BenchAssignment, ready: EngineReady, results: Sequence[EngineResult], provenance: Provenance
+) -> ServingObservation:
+    workload = assignment.workload
     repeats = tuple(
         ServingRepeat(
             output_tokens_per_second=result.num_output_tokens / result.window_seconds,
             seconds=result.window_seconds,
             num_output_tokens=result.num_output_tokens,
-            processor_seconds=result.cpu_seconds if run.ready and run.ready.device.kind == "cpu" else None,
+            processor_seconds=result.cpu_seconds if ready.device.kind == "cpu" else None,
         )
-        for result in run.results
+        for result in results
     )
     rates = [repeat.output_tokens_per_second for repeat in repeats]
     total_per_output = (workload.input_tokens + workload.output_tokens) / workload.output_tokens
     variation = statistics.stdev(rates) / statistics.mean(rates) if len(rates) > 1 and any(rates) else 0.0
-    assert run.ready is not None
     return ServingObservation(
         assignment_id=assignment.id,
         architecture=assignment.architecture,
         recipe=assignment.recipe,
         workload=workload,
-        engine_version=run.ready.versions.get(run.engine.name, "unknown"),
+        engine_version=ready.versions.get(assignment.recipe.engine, "unknown"),
         repeats=repeats,
         output_tokens_per_second=mean_with_interval(rates, "tokens/s"),
         total_tokens_per_second=mean_with_interval([rate * total_per_output for rate in rates], "tokens/s"),
         coefficient_of_variation=variation,
-        mean_running_sequences=_mean_running_sequences(run),
+        mean_running_sequences=_mean_running_sequences(assignment, len(results)),
         joules_per_output_token=NotMeasured(reason="no power sensor was sampled: this version has no power sampling"),
-        flags=_flags(run, variation),
-        provenance=_provenance(run),
+        flags=_flags(assignment, ready, results, variation),
+        provenance=provenance,
     )
 
 
@@ -241,38 +292,40 @@ def mean_with_interval(values: list[float], unit: str) -> Measured:
     return Measured(value=mean, unit=unit, interval=interval, num_samples=num_samples)
 
 
-def _mean_running_sequences(run: _Run) -> Measured | NotMeasured:
-    if run.engine.name != "transformers":
-        return NotMeasured(reason=f"the engine {run.engine.name} does not tell how many sequences run")
+def _mean_running_sequences(assignment: BenchAssignment, num_repeats: int) -> Measured | NotMeasured:
+    if assignment.recipe.engine != "transformers":
+        return NotMeasured(reason=f"the engine {assignment.recipe.engine} does not tell how many sequences run")
     return Measured(
-        value=run.assignment.workload.batch_size,
+        value=assignment.workload.batch_size,
         unit="sequences",
-        num_samples=len(run.results),
+        num_samples=num_repeats,
         no_interval_because="static batching runs the whole batch from the first to the last token of every pass",
     )
 
 
-def _flags(run: _Run, variation: float) -> tuple[str, ...]:
+def _flags(
+    assignment: BenchAssignment, ready: EngineReady, results: Sequence[EngineResult], variation: float
+) -> tuple[str, ...]:
     """Every doubt about the row, in alphabetical order."""
-    workload = run.assignment.workload
+    workload = assignment.workload
     tokens_per_batch = workload.batch_size * workload.output_tokens
-    on_cpu = run.ready is not None and run.ready.device.kind == "cpu" and run.engine.name != "fake"
+    on_cpu = ready.device.kind == "cpu" and assignment.recipe.engine != "fake"
     doubts = {
-        "fake": run.engine.name == "fake",
-        "wrong-token-count": any(r.num_output_tokens != r.num_batches * tokens_per_batch for r in run.results),
-        "nan": not all(result.logits_finite for result in run.results),
-        "short": any(_is_short(run, result) for result in run.results),
-        "too-few-repeats": len(run.results) < MIN_REPEATS,
+        "fake": assignment.recipe.engine == "fake",
+        "wrong-token-count": any(r.num_output_tokens != r.num_batches * tokens_per_batch for r in results),
+        "nan": not all(result.logits_finite for result in results),
+        "short": any(_is_short(assignment, ready, result) for result in results),
+        "too-few-repeats": len(results) < MIN_REPEATS,
         "noisy": variation > NOISY_VARIATION,
-        "busy-cpu": on_cpu and any(r.cpu_seconds < BUSY_CPU_RATIO * r.window_seconds for r in run.results),
+        "busy-cpu": on_cpu and any(r.cpu_seconds < BUSY_CPU_RATIO * r.window_seconds for r in results),
     }
     return tuple(sorted(flag for flag, holds in doubts.items() if holds))
 
 
-def _is_short(run: _Run, result: EngineResult) -> bool:
-    if run.ready is not None and run.ready.device.kind == "gpu":
+def _is_short(assignment: BenchAssignment, ready: EngineReady, result: EngineResult) -> bool:
+    if ready.device.kind == "gpu":
         return result.window_seconds < GPU_WINDOW_SECONDS or result.num_batches < GPU_WINDOW_BATCHES
-    return result.window_seconds < run.assignment.min_window_seconds
+    return result.window_seconds < assignment.min_window_seconds
 
 
 def _provenance(run: _Run) -> Provenance:
