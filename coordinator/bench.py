@@ -16,7 +16,7 @@ from scaling.architecture import Architecture
 from scaling.observations import Failure, Observation, Progress, ServingObservation
 from scaling.quantity import Measured
 from scaling.recipes import ServingRecipe, Workload
-from scaling.serving import compare_throughput
+from scaling.throughput_comparison import compare_throughput
 
 
 def run_benches(

@@ -24,7 +24,7 @@ from coordinator.report.tables import (
 from coordinator.report.target_figures import held_out, no_recommendation, pareto, reference
 from scaling.architecture import Architecture
 from scaling.quantity import Measured, NotMeasured
-from scaling.serving import compare_throughput
+from scaling.throughput_comparison import compare_throughput
 
 TEMPLATE = "page.html.j2"
 
