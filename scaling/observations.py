@@ -81,6 +81,22 @@ class ServingRepeat(Value):
     """Processor time of the engine within `seconds`: on a CPU shared with others it varies less than the wall time."""
 
 
+LatencyName = Literal["ttft", "tpot", "itl"]
+
+
+class Latency(Value):
+    """A latency of single requests while the whole batch is served: percentiles over requests, mean over repeats.
+
+    TTFT: arrival to first token, the queue included. TPOT: mean time of a request's further tokens. ITL: time between
+    two tokens. In seconds.
+    """
+
+    name: LatencyName
+    p50: Measured | NotMeasured
+    p90: Measured | NotMeasured
+    p99: Measured | NotMeasured
+
+
 class ServingObservation(Value):
     """A finished serving benchmark: repeats, their mean with a t-interval, and every doubt as a flag."""
 
@@ -97,6 +113,11 @@ class ServingObservation(Value):
     coefficient_of_variation: float
     mean_running_sequences: Measured | NotMeasured
     joules_per_output_token: Measured | NotMeasured
+    latencies: tuple[Latency, ...] = ()
+    kv_cache_tokens: Measured | NotMeasured = NotMeasured(reason="the engine was not asked")
+    """Tokens that the engine's cache of keys and values holds, as the engine sized it."""
+    num_preemptions: NonNegativeInt | None = None
+    """Over all repeats; null where the engine does not tell."""
     flags: tuple[str, ...] = ()
     """Validity flags; a row with one of `INVALIDATING_FLAGS` is kept and never recommended from."""
     provenance: Provenance

@@ -23,11 +23,12 @@ from scipy import stats
 
 from agent.assignment import BenchAssignment
 from agent.device import make_provenance
-from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult, engine_named
+from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult
+from agent.engines.interpreters import find_engine
 from agent.engines.process import EngineFailure, Tick, run_process
 from hwprofiles.catalog import load_profile
 from hwprofiles.value import Value
-from scaling.observations import Failure, Progress, Provenance, ServingObservation, ServingRepeat
+from scaling.observations import Failure, Latency, LatencyName, Progress, Provenance, ServingObservation, ServingRepeat
 from scaling.quantity import Interval, Measured, NotMeasured
 from scaling.recipes import Workload
 from scaling.serving import predict_serving
@@ -40,6 +41,9 @@ NOISY_VARIATION = 0.05
 """Coefficient of variation between repeats above which a row is flagged `noisy`."""
 BUSY_CPU_RATIO = 0.9
 """Processor seconds per second and thread below which the engine was kept waiting by others: `busy-cpu`."""
+FULL_BATCH_RATIO = 0.95
+"""Mean running sequences per requested one below which the batch was partly a queue: `below-batch`."""
+LATENCIES: tuple[LatencyName, ...] = ("ttft", "tpot", "itl")
 GPU_WINDOW_SECONDS = 60.0
 GPU_WINDOW_BATCHES = 4
 """Shorter windows on a GPU are flagged `short`: clocks and caches have not settled."""
@@ -85,14 +89,14 @@ def run_benchmark(
         assignment: what to measure.
         agent: name of this agent, for the provenance.
         work_directory: where config.json, the request and the engine's log are written; created if missing.
-        engine: how to run the engine; by default the recipe's, in this interpreter.
+        engine: how to run the engine; by default the recipe's, in the interpreter that this node names for it.
         wall_clock: seconds since the epoch, for the provenance.
         clock: monotonic seconds, for durations.
 
     Raises:
-        ValueError: the recipe's engine is not in this version.
+        ValueError: the recipe's engine is not in this version, or not installed on this node.
     """
-    engine = engine or engine_named(assignment.recipe.engine)
+    engine = engine or find_engine(assignment.recipe.engine)
     run = _Run(assignment, agent, work_directory, engine, wall_clock(), clock, clock())
     _export_config(run)
     for repeat in range(assignment.num_repeats):
@@ -120,9 +124,9 @@ def run_restart(
     of several. `restart` numbers the process: it names its files and seeds its weights and prompts.
 
     Raises:
-        ValueError: the recipe's engine is not in this version.
+        ValueError: the recipe's engine is not in this version, or not installed on this node.
     """
-    engine = engine or engine_named(assignment.recipe.engine)
+    engine = engine or find_engine(assignment.recipe.engine)
     run = _Run(assignment, agent, work_directory, engine, wall_clock(), clock, clock())
     _export_config(run)
     failure = yield from _measure_repeat(run, restart)
@@ -273,8 +277,11 @@ def _observe(
         output_tokens_per_second=mean_with_interval(rates, "tokens/s"),
         total_tokens_per_second=mean_with_interval([rate * total_per_output for rate in rates], "tokens/s"),
         coefficient_of_variation=variation,
-        mean_running_sequences=_mean_running_sequences(assignment, len(results)),
+        mean_running_sequences=_mean_running_sequences(assignment, results),
         joules_per_output_token=NotMeasured(reason="no power sensor was sampled: this version has no power sampling"),
+        latencies=tuple(_latency(name, results) for name in LATENCIES),
+        kv_cache_tokens=_kv_cache_tokens(ready, len(results)),
+        num_preemptions=_sum_or_none([result.num_preemptions for result in results]),
         flags=_flags(assignment, ready, results, variation),
         provenance=provenance,
     )
@@ -292,15 +299,51 @@ def mean_with_interval(values: list[float], unit: str) -> Measured:
     return Measured(value=mean, unit=unit, interval=interval, num_samples=num_samples)
 
 
-def _mean_running_sequences(assignment: BenchAssignment, num_repeats: int) -> Measured | NotMeasured:
+def _mean_running_sequences(assignment: BenchAssignment, results: Sequence[EngineResult]) -> Measured | NotMeasured:
+    told = [r.mean_running_sequences for r in results if r.mean_running_sequences is not None]
+    if len(told) == len(results):
+        return mean_with_interval(told, "sequences")
     if assignment.recipe.engine != "transformers":
-        return NotMeasured(reason=f"the engine {assignment.recipe.engine} does not tell how many sequences run")
+        return NotMeasured(reason=_reason_of("mean_running_sequences", results, "how many sequences run"))
     return Measured(
         value=assignment.workload.batch_size,
         unit="sequences",
-        num_samples=num_repeats,
+        num_samples=len(results),
         no_interval_because="static batching runs the whole batch from the first to the last token of every pass",
     )
+
+
+def _latency(name: LatencyName, results: Sequence[EngineResult]) -> Latency:
+    told = [result.latencies[name] for result in results if name in result.latencies]
+    if len(told) < len(results):
+        absent = NotMeasured(reason=_reason_of(name, results, "the times of single requests"))
+        return Latency(name=name, p50=absent, p90=absent, p99=absent)
+    p50, p90, p99 = (
+        mean_with_interval([getattr(each, level) for each in told], "s") for level in ("p50", "p90", "p99")
+    )
+    return Latency(name=name, p50=p50, p90=p90, p99=p99)
+
+
+def _reason_of(name: str, results: Sequence[EngineResult], what: str) -> str:
+    """Why the engine's driver left something out, in its own words if it gave any."""
+    reasons = [result.not_measured[name] for result in results if name in result.not_measured]
+    return reasons[0] if reasons else f"the engine does not tell {what}"
+
+
+def _kv_cache_tokens(ready: EngineReady, num_repeats: int) -> Measured | NotMeasured:
+    if ready.kv_cache_tokens is None:
+        return NotMeasured(reason="the engine does not tell the size of its cache")
+    return Measured(
+        value=ready.kv_cache_tokens,
+        unit="tokens",
+        num_samples=num_repeats,
+        no_interval_because="the engine's own figure: blocks times their size",
+    )
+
+
+def _sum_or_none(counts: Sequence[int | None]) -> int | None:
+    told = [count for count in counts if count is not None]
+    return sum(told) if len(told) == len(counts) else None
 
 
 def _flags(
@@ -318,8 +361,17 @@ def _flags(
         "too-few-repeats": len(results) < MIN_REPEATS,
         "noisy": variation > NOISY_VARIATION,
         "busy-cpu": on_cpu and any(r.cpu_seconds < BUSY_CPU_RATIO * r.window_seconds for r in results),
+        "preempted": any(result.num_preemptions for result in results),
+        "prefix-hits": any(result.num_prefix_hits for result in results),
+        "below-batch": any(_is_below_batch(workload, result) for result in results),
+        **dict.fromkeys(ready.doubts, True),
     }
     return tuple(sorted(flag for flag, holds in doubts.items() if holds))
+
+
+def _is_below_batch(workload: Workload, result: EngineResult) -> bool:
+    running = result.mean_running_sequences
+    return running is not None and running < FULL_BATCH_RATIO * workload.batch_size
 
 
 def _is_short(assignment: BenchAssignment, ready: EngineReady, result: EngineResult) -> bool:
@@ -340,7 +392,7 @@ def _provenance(run: _Run) -> Provenance:
     fingerprint = {
         "engine": run.engine.name,
         "config_sha256": run.assignment.architecture.content_hash(),
-        **({} if ready is None else ready.versions),
+        **({} if ready is None else {**ready.versions, **ready.doubts}),
     }
     device = provenance.device if ready is None else ready.device.name
     versions = {**provenance.versions, **fingerprint}

@@ -19,11 +19,25 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
 
 from hwprofiles.value import Value
+from scaling.observations import LatencyName
 
-DRIVERS: Mapping[str, str] = {"transformers": "transformers_driver.py", "fake": "fake_driver.py"}
+DRIVERS: Mapping[str, str] = {
+    "transformers": "transformers_driver.py",
+    "vllm": "vllm_driver.py",
+    "fake": "fake_driver.py",
+}
 """Table: engine name → driver script beside this file."""
-NOT_BUILT = ("vllm", "sglang")
+NOT_BUILT = ("sglang",)
 """Engines with a name in the recipes and no driver in this version."""
+ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
+    "vllm": {
+        # In the driver's own process: one process to time and to end, and a start of seconds instead of a minute.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # as many threads as the recipe says, not one a core
+    },
+}
+"""Table: engine name → environment variables that its process needs from the start."""
 
 
 class EngineRequest(Value):
@@ -59,6 +73,10 @@ class EngineReady(Value):
     versions: dict[str, str]
     device: EngineDevice
     num_total_parameters: PositiveInt
+    kv_cache_tokens: PositiveInt | None = None
+    """Tokens whose keys and values fit into the engine's cache, as the engine itself sized it."""
+    doubts: dict[str, str] = Field(default_factory=dict)
+    """Validity flags that the driver knows of from the start, each with a sentence that says why."""
 
 
 class EngineProgress(Value):
@@ -66,6 +84,14 @@ class EngineProgress(Value):
 
     event: Literal["progress"]
     window_seconds: NonNegativeFloat
+
+
+class Percentiles(Value):
+    """Of a latency over all requests of a window, in seconds."""
+
+    p50: NonNegativeFloat
+    p90: NonNegativeFloat
+    p99: NonNegativeFloat
 
 
 class EngineResult(Value):
@@ -78,6 +104,14 @@ class EngineResult(Value):
     num_batches: PositiveInt
     num_output_tokens: NonNegativeInt
     logits_finite: bool
+    mean_running_sequences: NonNegativeFloat | None = None
+    """Time-weighted over the window."""
+    num_preemptions: NonNegativeInt | None = None
+    num_prefix_hits: NonNegativeInt | None = None
+    """Prompt tokens that were not computed because a cache had them."""
+    latencies: dict[LatencyName, Percentiles] = Field(default_factory=dict)
+    not_measured: dict[str, str] = Field(default_factory=dict)
+    """Why a field above, or a latency, is absent."""
 
 
 class EngineError(Value):
@@ -108,7 +142,7 @@ class Engine:
 
 
 def engine_named(name: str, *, interpreter: str = sys.executable) -> Engine:
-    """The engine of this name, run by an interpreter that has it installed.
+    """The engine of this name, run by the given interpreter; `interpreters.find_engine` chooses one and checks it.
 
     Raises:
         ValueError: no such engine, or none in this version.
@@ -117,4 +151,9 @@ def engine_named(name: str, *, interpreter: str = sys.executable) -> Engine:
         raise ValueError(f"engine {name!r} is known but not built in this version; use one of: {', '.join(DRIVERS)}")
     if name not in DRIVERS:
         raise ValueError(f"unknown engine {name!r}; expected one of: {', '.join(DRIVERS)}")
-    return Engine(name=name, driver=Path(__file__).with_name(DRIVERS[name]), interpreter=interpreter)
+    return Engine(
+        name=name,
+        driver=Path(__file__).with_name(DRIVERS[name]),
+        interpreter=interpreter,
+        environment=ENVIRONMENTS.get(name, {}),
+    )

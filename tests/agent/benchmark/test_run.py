@@ -146,7 +146,7 @@ def test_closing_the_generator_ends_the_engine(tmp_path):
 
 def test_engines_that_are_not_built_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="not built in this version"):
-        next(run_benchmark(bench("vllm"), agent="a", work_directory=tmp_path / "work"))
+        next(run_benchmark(bench("sglang"), agent="a", work_directory=tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 
 
