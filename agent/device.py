@@ -25,6 +25,10 @@ class DeviceDescription:
 
     name: str
     hardware: str
+    memory_bytes: int | None = None
+    """As the driver or the kernel reports it."""
+    power_watts: float | None = None
+    """The power limit that the driver reports."""
 
 
 def describe_device(*, on_gpu: bool | None = None) -> DeviceDescription:
@@ -32,7 +36,7 @@ def describe_device(*, on_gpu: bool | None = None) -> DeviceDescription:
     gpu = _describe_gpu() if on_gpu is not False else None
     if gpu is None and on_gpu:
         return DeviceDescription("a GPU that nvidia-smi does not show", UNKNOWN_PROFILE_ID)
-    return gpu or DeviceDescription(_cpu_name(), CPU_PROFILE_ID)
+    return gpu or DeviceDescription(_cpu_name(), CPU_PROFILE_ID, _host_memory_bytes())
 
 
 @functools.cache
@@ -58,7 +62,21 @@ def parse_gpu_line(answer: str) -> DeviceDescription | None:
         return None
     name, memory_mebibytes, power_watts = fields[0], _number(fields[1]), _number(fields[2])
     memory_bytes = None if memory_mebibytes is None else int(memory_mebibytes * 2**20)
-    return DeviceDescription(name, _match_profile(name, memory_bytes, power_watts) or UNKNOWN_PROFILE_ID)
+    hardware = _match_profile(name, memory_bytes, power_watts) or UNKNOWN_PROFILE_ID
+    return DeviceDescription(name, hardware, memory_bytes, power_watts)
+
+
+@functools.cache
+def driver_version() -> str | None:
+    """The GPU driver's version; None where there is no GPU driver to ask."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip().partition("\n")[0] or None
 
 
 def _number(text: str) -> float | None:
@@ -72,6 +90,13 @@ def _match_profile(name: str, memory_bytes: int | None, power_watts: float | Non
     catalog = importlib.import_module("hwprofiles.catalog")
     match: str | None = catalog.match_device(name, memory_bytes, power_watts)
     return match
+
+
+def _host_memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not every platform tells
+        return None
 
 
 def _cpu_name() -> str:

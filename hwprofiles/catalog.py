@@ -3,6 +3,9 @@
 import tomllib
 from functools import cache
 from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from hwprofiles.profile import HardwareProfile
 
@@ -39,17 +42,42 @@ def match_device(name: str, memory_bytes: int | None, power_watts: float | None 
 
     The driver's name must be one of the sheet's exactly: "H100" or "H200" within a longer name may be a PCIe or NVL
     board with other peaks. Total memory tells slices and relabelled boards apart, the power limit (if known) the rest.
-    A device that does not tell its memory matches none.
+    A device that does not tell its memory matches none, nor does a sheet without the memory that a driver reports.
     """
     if memory_bytes is None:
         return None
     for profile in all_profiles():
-        if name not in profile.device_names:
+        if name not in profile.device_names or profile.memory_bytes is None:
             continue
         same_memory = abs(memory_bytes / profile.memory_bytes - 1) <= MEMORY_TOLERANCE
         if same_memory and _power_is_plausible(profile, power_watts):
             return profile.id
     return None
+
+
+def sheets_named(name: str) -> tuple[HardwareProfile, ...]:
+    """The sheets of boards that a driver calls by this name, whatever their memory."""
+    return tuple(profile for profile in all_profiles() if name in profile.device_names)
+
+
+def read_profile(file: Path) -> HardwareProfile:
+    """A profile from a TOML file, such as `archfleet hw calibrate --out FILE` writes.
+
+    Raises:
+        ValueError: it cannot be read, is not TOML, or is not a profile; the message says what and where.
+    """
+    try:
+        return HardwareProfile.model_validate(tomllib.loads(file.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ValueError(
+            f"{file}: cannot be read: {reason}; expected a profile of `archfleet hw calibrate --out`"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: not TOML: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}" for e in error.errors()[:5])
+        raise ValueError(f"{file}: not a hardware profile: {problems}") from None
 
 
 def _power_is_plausible(profile: HardwareProfile, power_watts: float | None) -> bool:

@@ -28,7 +28,7 @@ from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.points import Integers
-from scaling.serving import GPU_RUNTIME_BYTES, MEMORY_FRACTION
+from scaling.serving_cost import usable_bytes
 
 Mask = NDArray[np.bool_]
 
@@ -185,8 +185,7 @@ class MemoryLimit(Value):
         """Which candidates fit, (M,)."""
         cache = candidates.key_value_elements_per_token * self.tokens_per_sequence
         needed_bytes = BYTES_PER_ELEMENT[self.dtype] * (candidates.num_total_parameters + cache)
-        runtime_bytes = GPU_RUNTIME_BYTES if self.profile.kind == "gpu" else 0.0
-        return np.asarray(needed_bytes <= MEMORY_FRACTION * self.profile.memory_bytes - runtime_bytes, dtype=bool)
+        return np.asarray(needed_bytes <= usable_bytes(self.profile), dtype=bool)
 
 
 class SearchSpace(Value):
