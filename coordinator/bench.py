@@ -1,102 +1,284 @@
-"""`archfleet bench`: measure architectures here, one after the other, and compare them with the first."""
+"""`archfleet bench`: measure architectures on this machine in one interleaved campaign, and compare with the first.
+
+Every restart is on disk before the next one starts, so a campaign that was stopped goes on where it was.
+"""
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import ValidationError
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from agent.assignment import BenchAssignment
+from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult, run_campaign, slots_left
 from agent.benchmark.configs import read_config
-from agent.benchmark.run import run_benchmark
+from agent.benchmark.preflight import available_memory, check_campaign
+from agent.benchmark.run import Restart
+from agent.engines.interpreters import find_engine
+from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
+from coordinator.bench_verdicts import BenchComparison, BenchRow
 from coordinator.errors import UserError
-from scaling.architecture import Architecture
-from scaling.observations import Failure, Observation, Progress, ServingObservation
+from coordinator.report.formats import shown
+from scaling.observations import Failure, Progress
 from scaling.quantity import Measured
-from scaling.recipes import ServingRecipe, Workload
-from scaling.throughput_comparison import compare_throughput
+from scaling.recipes import EngineName, ServingRecipe, Workload
+from scaling.serving import parse_batch_sizes
+from scaling.throughput_comparison import ThroughputComparison
+
+PAGE_NAME = "bench.html"
+MIN_DEADLINE_SECONDS = 300.0
+DEADLINE_WINDOWS = 20.0
+"""An engine may take this many windows to warm up and measure, or `MIN_DEADLINE_SECONDS` if that is longer."""
 
 
-def run_benches(
-    configs: tuple[str, ...],
-    *,
-    engine: Any,
-    batch_size: int,
-    input_tokens: int,
-    output_tokens: int,
-    repeats: int,
-    dtype: Any,
-    console: Console,
-) -> dict[str, Any]:
-    """Measure each config and compare with the first; JSON with every observation.
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What `archfleet bench` was asked for."""
+
+    engine: str = "transformers"
+    batches: str = "16"
+    input_tokens: int = 32
+    output_tokens: int = 32
+    repeats: int = 3
+    window_seconds: float = 2.0
+    dtype: Any = "float32"
+
+
+def plan_campaign(configs: Sequence[str], options: BenchOptions) -> Campaign:
+    """The campaign that the user asks for, checked as far as that goes without starting an engine.
 
     Raises:
-        UserError: a config cannot be read, or the engine is not available.
+        UserError: a config cannot be read, the engine is not available, a batch size is none, or a candidate cannot
+            run in the engine or in this machine's memory.
     """
+    if options.engine not in get_args(EngineName):
+        known = ", ".join(get_args(EngineName))
+        raise UserError(f"unknown engine {options.engine!r}; expected one of: {known}")
     try:
-        recipe = ServingRecipe(engine=engine, dtype=dtype)
-        workload = Workload(batch_size=batch_size, input_tokens=input_tokens, output_tokens=output_tokens)
-        architectures = [read_config(config) for config in configs]
+        find_engine(options.engine)
+        lengths = {"input_tokens": options.input_tokens, "output_tokens": options.output_tokens}
+        batch_sizes = dict.fromkeys(parse_batch_sizes(options.batches))
+        campaign = Campaign(
+            candidates=_candidates(configs),
+            recipe=ServingRecipe(engine=options.engine, dtype=options.dtype),
+            workloads=tuple(Workload(batch_size=size, **lengths) for size in batch_sizes),
+            num_repeats=options.repeats,
+            min_window_seconds=options.window_seconds,
+            load_deadline_seconds=MIN_DEADLINE_SECONDS,
+            run_deadline_seconds=max(MIN_DEADLINE_SECONDS, DEADLINE_WINDOWS * options.window_seconds),
+        )
+        check_campaign(campaign, available_memory())
+    except ValidationError as error:
+        raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    results: list[Observation] = []
-    with ProgressBar(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as directory:
-        task = bars.add_task("measuring", total=len(configs))
-        for number, architecture in enumerate(architectures):
-            assignment = BenchAssignment(
-                architecture=architecture, recipe=recipe, workload=workload, num_repeats=repeats
-            )
-            bars.update(task, description=architecture.label)
-            results.append(_measure(assignment, Path(directory) / str(number), bars, task, number))
-    measured = [result for result in results if isinstance(result, ServingObservation)]
-    distinct = len({o.architecture for o in measured}) > 1 or len(measured) > 1
-    return {
-        "schema_version": 1,
-        "configs": list(configs),
-        "results": [result.model_dump(mode="json") for result in results],
-        "comparisons": [c.model_dump(mode="json") for c in compare_throughput(measured)] if distinct else [],
-    }
+    return campaign
 
 
-def _measure(assignment: BenchAssignment, directory: Path, bars: ProgressBar, task: Any, number: int) -> Observation:
-    last: Observation | None = None
+def _candidates(configs: Sequence[str]) -> tuple[Candidate, ...]:
+    """Each config under its own words; one that is given twice is measured twice, under two names."""
+    names: list[str] = []
+    for config in configs:
+        name, number = config, 2
+        while name in names or (names and name == names[0] + AGAIN):
+            name, number = f"{config} #{number}", number + 1
+        names.append(name)
+    return tuple(
+        Candidate(name=name, architecture=read_config(config)) for name, config in zip(names, configs, strict=True)
+    )
+
+
+def default_directory(now: datetime) -> Path:
+    """bench-YYYYMMDD-HHMMSS in the current directory, UTC."""
+    return Path(f"bench-{now.astimezone(UTC):%Y%m%d-%H%M%S}")
+
+
+def open_record(campaign: Campaign, directory: Path) -> BenchRecord:
+    """The record to go on with: the one in the directory if it is of the same campaign, or a new one.
+
+    Raises:
+        UserError: the directory cannot be written, or holds another campaign.
+    """
+    if not (directory / FILE_NAME).exists():
+        record = make_record(campaign, ())
+        try:
+            write_record(directory, record)
+        except OSError as error:
+            raise UserError(f"cannot write to {directory}: {error.strerror}; give another --out") from None
+        return record
+    record = read_record(directory)
+    if record.campaign != campaign:
+        differ = [name for name in Campaign.model_fields if getattr(record.campaign, name) != getattr(campaign, name)]
+        raise UserError(
+            f"{directory / FILE_NAME} is of another campaign: {', '.join(differ)} differ. "
+            "Give the options it was begun with, or another --out"
+        )
+    return record
+
+
+def run_bench(campaign: Campaign, directory: Path, *, console: Console) -> BenchRecord:
+    """Run what is left of a campaign; after each restart bench.json is written anew.
+
+    Raises:
+        UserError: the directory cannot be used, or what it holds was measured on another device or by other versions.
+    """
+    record = open_record(campaign, directory)
+    restarts = list(record.restarts)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        ProgressBar(*columns, console=console, transient=True) as bars,
+        tempfile.TemporaryDirectory(prefix="archfleet-bench-") as work_directory,
+    ):
+        task = bars.add_task("measuring", total=len(restarts) + len(slots_left(campaign, restarts)))
+        messages = run_campaign(campaign, restarts, agent="local", work_directory=Path(work_directory))
+        for slot, message in _or_user_error(messages):
+            if isinstance(message, Progress):
+                words = f"batch {campaign.workloads[slot.workload].batch_size}, {campaign.rows[slot.row].name}"
+                bars.update(task, completed=len(restarts), description=words)
+                continue
+            if isinstance(message, Restart):
+                _refuse_a_mixture(restarts, message, directory)
+            restarts.append(SlotResult(slot=slot, outcome=message))
+            record = make_record(campaign, restarts)
+            write_record(directory, record)
+            bars.update(task, total=len(restarts) + len(slots_left(campaign, restarts)))
+    return record
+
+
+def _or_user_error(messages: Any) -> Any:
     try:
-        for item in run_benchmark(assignment, agent="local", work_directory=directory):
-            if isinstance(item, Progress):
-                bars.update(task, completed=number + item.done_fraction)
-            else:
-                last = item
+        yield from messages
     except ValueError as error:
         raise UserError(str(error)) from None
-    assert last is not None, "a benchmark ends in an observation"
-    return last
+    finally:
+        messages.close()
 
 
-def bench_table(result: dict[str, Any]) -> Table:
-    """A table for people: measured rates with their intervals, flags, and the ratio to the first."""
-    first = next((row for row in result["results"] if row["kind"] == "serving"), None)
-    title = "MEASURED" if first is None else _title(first)
-    table = Table("architecture", "output tokens/s", "ratio to the first", "flags", title=title)
-    comparisons = iter(result["comparisons"])
-    for config, row in zip(result["configs"], result["results"], strict=True):
-        if row["kind"] == Failure.model_fields["kind"].default:
-            table.add_row(config, f"failed: {row['failure_kind']}", row["message"], "")
-            continue
-        ratio = "1 (first)" if row is first else next(comparisons)["verdict"]
-        rate = Measured.model_validate(row["output_tokens_per_second"])
-        interval = rate.interval
-        shown = f"{rate.value:,.0f}" + (f" [{interval.low:,.0f}, {interval.high:,.0f}]" if interval else "")
-        table.add_row(Architecture.model_validate(row["architecture"]).label, shown, ratio, ", ".join(row["flags"]))
+def _refuse_a_mixture(restarts: Sequence[SlotResult], new: Restart, directory: Path) -> None:
+    """A campaign that goes on must do so on the same device with the same versions."""
+    old = next((r.outcome for r in restarts if isinstance(r.outcome, Restart)), None)
+    if old is None or (old.ready.device, old.ready.versions) == (new.ready.device, new.ready.versions):
+        return
+    before, now = ({"device": one.ready.device.name, **one.ready.versions} for one in (old, new))
+    changed = [name for name in before | now if before.get(name) != now.get(name)] or ["memory of the device"]
+    words = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
+    raise UserError(
+        f"{directory / FILE_NAME} was measured with something else ({words}); the two cannot be compared. "
+        "Measure anew with another --out"
+    )
+
+
+def write_page(record: BenchRecord, directory: Path) -> Path:
+    """Write bench.html.
+
+    Raises:
+        UserError: matplotlib or jinja2 is not installed.
+    """
+    from coordinator.report.bench_page import render_bench
+
+    path = directory / PAGE_NAME
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(render_bench(record), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def bench_table(record: BenchRecord) -> Table:
+    """A table for people: measured rates with their intervals, ratios to the first, flags."""
+    with_processor = any(comparison.processor is not None for comparison in record.comparisons)
+    table = Table(title=title(record))
+    for head in ("batch", "running"):
+        table.add_column(head, justify="right")
+    table.add_column("architecture", overflow="fold")
+    table.add_column("output tokens/s", justify="right")
+    table.add_column("ratio to the first")
+    if with_processor:
+        table.add_column("in processor time")
+    table.add_column("flags", overflow="fold")
+    by_row = {(c.batch_size, c.name): c for c in record.comparisons}
+    last_batch = None
+    for row in record.rows:
+        if last_batch not in (None, row.batch_size):
+            table.add_section()
+        last_batch = row.batch_size
+        comparison = by_row.get((row.batch_size, row.name))
+        processor = [_processor_cell(comparison)] if with_processor else []
+        table.add_row(*_row_cells(row), _ratio_cell(row, comparison), *processor, _flags_cell(row))
     return table
 
 
-def _title(row: dict[str, Any]) -> str:
-    load, recipe = row["workload"], row["recipe"]
-    label = "FAKE ENGINE, not a measurement: " if recipe["engine"] == "fake" else "MEASURED "
+def title(record: BenchRecord) -> str:
+    """What was measured, where and how, in one line."""
+    campaign, made = record.campaign, record.fingerprint
+    load, recipe = campaign.workloads[0], campaign.recipe
+    label = "FAKE ENGINE, not a measurement: " if recipe.engine == "fake" else "MEASURED "
+    device = made.get("device_name", "nothing yet")
     return (
-        f"{label}on {row['provenance']['device']}: {recipe['engine']} {row['engine_version']}, {recipe['dtype']}, "
-        f"batch {load['batch_size']}, {load['input_tokens']} input / {load['output_tokens']} output tokens, "
-        f"{len(row['repeats'])} repeats, 95 % t-interval"
+        f"{label}on {device}: {recipe.engine} {made.get(recipe.engine, '')}, {recipe.dtype}, {load.input_tokens} input "
+        f"/ {load.output_tokens} output tokens, {campaign.num_repeats} restarts each, 95 % t-interval"
     )
+
+
+def _row_cells(row: BenchRow) -> tuple[str, str, str, str]:
+    batch = str(row.batch_size)
+    seen = row.observation
+    if seen is None:
+        words = f"failed: {row.result.failure_kind}" if isinstance(row.result, Failure) else "unfinished"
+        return batch, "", row.name, words
+    running, rate = seen.mean_running_sequences, shown(seen.output_tokens_per_second)
+    told = f"{running.value:.4g}" if isinstance(running, Measured) else "not told"
+    return batch, told, row.name, f"{rate.value} {rate.interval.partition(']')[0]}]" if rate.interval else rate.value
+
+
+def _ratio_cell(row: BenchRow, comparison: BenchComparison | None) -> str:
+    if comparison is None:
+        return "1 (first)"
+    if comparison.wall is None:
+        return "not compared"
+    words = "noise floor" if row.is_control else comparison.outcome.replace("-", " ")
+    return f"{_ratio(comparison.wall)} {words}"
+
+
+def _processor_cell(comparison: BenchComparison | None) -> str:
+    return "" if comparison is None or comparison.processor is None else _ratio(comparison.processor)
+
+
+def _ratio(comparison: ThroughputComparison) -> str:
+    interval = comparison.interval
+    return f"{comparison.ratio:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+
+
+def _flags_cell(row: BenchRow) -> str:
+    if isinstance(row.result, Failure):
+        return row.result.message
+    return ", ".join(row.result.flags) if row.result else ""
+
+
+def closing_words(record: BenchRecord) -> str:
+    """The verdicts as sentences, and what they rest on."""
+    words = [comparison.sentence for comparison in record.comparisons]
+    if len(words) > 1:
+        level = 1 - 0.05 / record.campaign.num_comparisons
+        words.append(
+            f"Ratios hold together at 95 %: each interval is at {level:.2%}, corrected for "
+            f"{record.campaign.num_comparisons} comparison{'s' if record.campaign.num_comparisons > 1 else ''}."
+        )
+    return "\n".join(words)
+
+
+def report_bench(record: BenchRecord, directory: Path, *, console: Console) -> None:
+    """Print table, verdicts and where everything is; write the page, or say what it needs."""
+    console.print(bench_table(record))
+    console.print(closing_words(record), markup=False, soft_wrap=True)
+    written = [directory / FILE_NAME]
+    try:
+        written.append(write_page(record, directory))
+    except UserError as error:
+        console.print(f"no page was drawn: {error}", markup=False, soft_wrap=True)
+    console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)

@@ -6,12 +6,12 @@ message and exit status 2; a run that was stopped by Ctrl-C ends with 130.
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from coordinator.errors import UserError
 from coordinator.runs import DEFAULT_RUNS, find_run
@@ -230,77 +230,181 @@ def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json
 
 @main.command(
     epilog="  archfleet bench runs/LAST/architectures/*/config.json\n"
-    "  archfleet bench a/config.json b/config.json --batch 16 --input-tokens 32 --output-tokens 32"
+    "  archfleet bench a/config.json b/config.json --batch 16,32 --input-tokens 32 --output-tokens 32 --out campaign\n"
+    "  archfleet bench llama-3.2-1b panda-1b surefire-1b --engine vllm --dtype bfloat16 --batch 128..4096 \\\n"
+    "      --input-tokens 1024 --output-tokens 1024 --window-seconds 60    # on a GPU, an hour or more"
 )
 @click.argument("configs", nargs=-1, required=True)
-@click.option("--engine", default="transformers", show_default=True, help="transformers or fake.")
-@click.option("--batch", "batch_size", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option("--engine", default="transformers", show_default=True, help="transformers, vllm or fake.")
+@click.option("--batch", "batches", default="16", show_default=True, help="One, a list a,b, or doubling a..b.")
 @click.option("--input-tokens", default=32, show_default=True, type=click.IntRange(min=1))
 @click.option("--output-tokens", default=32, show_default=True, type=click.IntRange(min=1))
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=2))
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=2), help="Engine restarts of each.")
+@click.option(
+    "--window-seconds",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Least time that each restart measures; on a GPU 60 or more.",
+)
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where results go, default bench-YYYYMMDD-HHMMSS; a campaign that was stopped there goes on.",
+)
 @_json_option
-def bench(configs: tuple[str, ...], engine: str, as_json: bool, **settings: Any) -> None:
-    """Measure the serving throughput of CONFIGS here (config.json files or named architectures), dummy weights."""
-    from coordinator.bench import bench_table, run_benches
+def bench(configs: tuple[str, ...], out: Path | None, as_json: bool, **settings: Any) -> None:
+    """Measure and compare the serving throughput of CONFIGS (config.json files or names) here, with dummy weights.
 
-    result = run_benches(configs, engine=engine, console=errors, **settings)
+    At each batch size the engines' restarts are interleaved: A B A', A' B A, A B A' ... where A' is the first again:
+    the noise floor. Ratios to the first have intervals, corrected for the number of comparisons.
+    """
+    from coordinator.bench import BenchOptions, default_directory, plan_campaign, report_bench, run_bench
+
+    campaign = plan_campaign(configs, BenchOptions(**settings))
+    directory = out or default_directory(datetime.now(UTC))
+    try:
+        record = run_bench(campaign, directory, console=errors)
+    except KeyboardInterrupt:
+        words = f"stopped; the same command with --out {directory} goes on"
+        errors.print(words, markup=False, soft_wrap=True)
+        sys.exit(130)
     if as_json:
-        _print_json(result)
-    else:
-        console.print(bench_table(result))
+        _print_json(record.to_json())
+    report_bench(record, directory, console=errors if as_json else console)
+    if not record.observations():
+        sys.exit(1)
 
 
 @main.command(
     epilog="  archfleet predict llama-3.2-1b --hardware h200\n"
-    "  archfleet predict config.json --hardware a100-80gb --batch 128..4096 --json"
+    "  archfleet predict config.json --hardware a100-80gb --batch 128..4096 --json\n"
+    "  archfleet predict config.json --profile measured.toml --observations bench/bench.json --batch 16..64"
 )
 @click.argument("config")
-@click.option("--hardware", default="h200", show_default=True, help="A profile of `archfleet hw list`.")
+@click.option("--hardware", help="A sheet of `archfleet hw list`.  [default: the profile's, or h200]")
 @click.option("--batch", "batches", default="128..4096", show_default=True, help="One, a list a,b, or doubling a..b.")
 @click.option("--input-tokens", default=1024, show_default=True, type=click.IntRange(min=1))
 @click.option("--output-tokens", default=1024, show_default=True, type=click.IntRange(min=1))
-@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="[default: the observations', or bfloat16]",
+)
+@click.option(
+    "--profile", type=click.Path(path_type=Path), help="A measured profile: what `archfleet hw calibrate --out` wrote."
+)
+@click.option(
+    "--observations",
+    type=click.Path(path_type=Path),
+    help="A bench.json; the engine's host term and scale are fitted to its runs.",
+)
+@click.option("--engine", help="Which engine's observations, where the file holds several.")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "processor"]),
+    default="wall",
+    show_default=True,
+    help="Of the observations; processor time for a CPU that others kept busy.",
+)
 @_json_option
-def predict(config: str, hardware: str, as_json: bool, **settings: Any) -> None:
-    """Predict serving throughput of CONFIG by an uncalibrated roofline: a bound from peaks, not a measurement."""
+def predict(config: str, as_json: bool, **settings: Any) -> None:
+    """Predict serving throughput of CONFIG by a roofline: never a measurement.
+
+    Alone it is an uncalibrated bound from a data sheet's peaks; --profile gives it the efficiencies of this device,
+    --observations the host's time and a scale fitted to an engine's own runs, and intervals.
+    """
     from coordinator.predict import predict_table, run_prediction
 
-    result = run_prediction(config, hardware=hardware, **settings)
+    result = run_prediction(config, **settings)
     if as_json:
         _print_json(result)
     else:
         console.print(predict_table(result))
 
 
-@main.group(epilog="  archfleet hw list")
+@main.group(
+    epilog="  archfleet hw list\n  archfleet hw detect\n  archfleet hw calibrate --seconds 60 --out measured.toml"
+)
 def hw() -> None:
-    """Hardware profiles."""
+    """Hardware profiles: data sheets, which of them this device is, and what is measured on it."""
 
 
 @hw.command("list", epilog="  archfleet hw list\n  archfleet hw list --json")
 @_json_option
 def hw_list(as_json: bool) -> None:
     """List the data sheets that ship with archfleet."""
+    from coordinator.hardware import sheets_table
     from hwprofiles.catalog import all_profiles
 
-    profiles = all_profiles()
     if as_json:
-        _print_json([profile.model_dump(mode="json") for profile in profiles])
+        _print_json([profile.model_dump(mode="json") for profile in all_profiles()])
         return
-    table = Table("id", "name", "bf16 TFLOP/s (dense)", "memory GiB", "bandwidth GB/s", "power W")
-    for profile in profiles:
-        peak = profile.peak_flops_per_second.get("bfloat16")
-        table.add_row(
-            profile.id,
-            profile.name,
-            "-" if peak is None else f"{peak / 1e12:.4g}",
-            f"{profile.memory_bytes / 2**30:.1f}",
-            f"{profile.memory_bandwidth_bytes_per_second / 1e9:.4g}",
-            "-" if profile.power_watts is None else f"{profile.power_watts:.0f}",
-        )
-    console.print(table)
+    console.print(sheets_table())
     console.print("Data-sheet peaks, not attainable rates; `--json` gives the source of every figure.")
+
+
+@hw.command("detect", epilog="  archfleet hw detect\n  archfleet hw detect --json")
+@_json_option
+def hw_detect(as_json: bool) -> None:
+    """Tell what this machine's device is, and which data sheet is certainly its own."""
+    from coordinator.hardware import describe_detected, detect_device
+
+    found = detect_device()
+    if as_json:
+        _print_json(found)
+    else:
+        console.print(describe_detected(found), markup=False, soft_wrap=True)
+
+
+@hw.command(
+    "calibrate",
+    epilog="  archfleet hw calibrate --out measured.toml\n"
+    "  archfleet hw calibrate --hardware h100-pcie-80gb --seconds 120 --out measured.toml\n"
+    "  archfleet predict config.json --profile measured.toml",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the measured profile here (TOML).")
+@click.option(
+    "--seconds",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(1, 170),
+    help="About how long; a busy or slow machine takes longer.",
+)
+@click.option("--hardware", help="The sheet whose peaks to keep.  [default: the detected one]")
+@click.option("--cpu", "on_cpu", is_flag=True, help="Calibrate the CPU of a machine that has a GPU.")
+@click.option("--threads", "num_threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32 on a CPU, else bfloat16]"
+)
+@_json_option
+def hw_calibrate(out: Path | None, on_cpu: bool, as_json: bool, **settings: Any) -> None:
+    """Measure this device by microbenchmarks: matrix products, copies, attention, launches, each by size."""
+    from rich.progress import Progress
+
+    from coordinator.hardware import calibrate_device, calibration_table, write_profile
+
+    with Progress(console=errors, transient=True) as bars:
+        task = bars.add_task("microbenchmarks")
+        profile = calibrate_device(
+            on_gpu=False if on_cpu else None,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            **settings,
+        )
+    if out is not None:
+        write_profile(profile, out)
+    if as_json:
+        _print_json(profile.model_dump(mode="json"))
+        return
+    console.print(calibration_table(profile))
+    console.print(
+        f"written to {out}; `archfleet predict CONFIG --profile {out}` uses it"
+        if out is not None
+        else "not kept: --out FILE writes a profile that `archfleet predict --profile FILE` uses",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _print_json(value: Any) -> None:

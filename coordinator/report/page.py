@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.errors import UserError
 from coordinator.recommendation import Recommendation
 from coordinator.record import RunRecord
 from coordinator.report import formats
 from coordinator.report.canvas import FigureBlock
+from coordinator.report.environment import render
 from coordinator.report.formats import Shown, count, plural, shown
 from coordinator.report.run_figures import roofline, timeline
 from coordinator.report.shape_figures import loss_against, optima_by_size
@@ -35,30 +35,7 @@ def render_report(record: RunRecord) -> str:
     Raises:
         UserError: matplotlib or jinja2 is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401 - a missing one is told here, before anything is drawn
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise UserError(
-            f"a report needs {error.name}, which is not installed; expected the extra `report`. "
-            "Type: pip install 'archfleet[report]'"
-        ) from None
-    environment = Environment(
-        loader=PackageLoader("coordinator.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": count, "short": formats.short}
-    template = environment.get_template(TEMPLATE)
-    return template.render(_context(record), inline=lambda name: Markup(_source(environment, name)))
-
-
-def _source(environment: Any, name: str) -> str:
-    """A file of this package as it is: the style sheet and the script hold no user's text."""
-    return str(environment.loader.get_source(environment, name)[0])
+    return render(TEMPLATE, lambda: _context(record))
 
 
 def _context(record: RunRecord) -> dict[str, Any]:

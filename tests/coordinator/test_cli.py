@@ -271,18 +271,38 @@ def test_predict_of_a_damaged_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(("nothing-9b",), "nothing-9b"), (("llama-3.2-1b", "--engine", "tensorrt"), "tensorrt")],
+    [
+        (("nothing-9b",), "nothing-9b"),
+        (("llama-3.2-1b", "--engine", "tensorrt"), "expected one of: transformers, vllm, sglang, fake"),
+        (("llama-3.2-1b", "--engine", "sglang"), "not built"),
+        (("llama-3.2-1b", "--batch", "many"), "'many'"),
+        (("llama-3.2-1b", "--engine", "fake", "--batch", "4096", "--input-tokens", "1000000"), "does not fit"),
+        (("llama-3.2-3b", "--batch", "4096", "--input-tokens", "100000"), "need at least"),
+        (("llama-3.2-1b", "--window-seconds", "0"), "--window-seconds"),
+    ],
 )
-def test_bench_of_nonsense(arguments: tuple[str, ...], expected: str) -> None:
-    result = archfleet("bench", *arguments)
-    assert result.exit_code == 2
-    assert expected in result.stderr
+def test_bench_of_nonsense_ends_before_anything_is_written(
+    arguments: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    assert expected in mistake("bench", *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_bench_with_the_fake_engine_says_that_it_is_no_measurement() -> None:
-    result = archfleet("bench", "llama-3.2-1b", "--engine", "fake", "--repeats", "2", "--batch", "2")
+def test_bench_with_the_fake_engine_says_that_it_is_no_measurement(tmp_path: Path) -> None:
+    result = archfleet("bench", "llama-3.2-1b", "--engine", "fake", "--repeats", 2, "--batch", 2, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "FAKE" in result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.html"}
+
+
+def test_bench_as_json_prints_what_it_writes(tmp_path: Path) -> None:
+    shapes = ("llama-3.2-1b", "qwen3-0.6b")
+    result = archfleet("bench", *shapes, "--engine", "fake", "--batch", "1,2", "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed == json.loads((tmp_path / "bench.json").read_text())
+    assert [comparison["batch_size"] for comparison in printed["comparisons"]] == [1, 1, 2, 2]
+    assert "faster" in result.stderr
 
 
 def test_hw_list_as_json_gives_every_figure_with_its_source() -> None:
