@@ -5,6 +5,7 @@ Every restart is on disk before the next one starts, so a campaign that was stop
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult, run
 from agent.benchmark.configs import read_config
 from agent.benchmark.preflight import available_memory, check_campaign
 from agent.benchmark.run import Restart
+from agent.engines.base import Engine
 from agent.engines.interpreters import find_engine
 from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
 from coordinator.bench_verdicts import BenchComparison, BenchRow
@@ -107,10 +109,7 @@ def open_record(campaign: Campaign, directory: Path) -> BenchRecord:
     """
     if not (directory / FILE_NAME).exists():
         record = make_record(campaign, ())
-        try:
-            write_record(directory, record)
-        except OSError as error:
-            raise UserError(f"cannot write to {directory}: {error.strerror}; give another --out") from None
+        write_record(directory, record)
         return record
     record = read_record(directory)
     if record.campaign != campaign:
@@ -122,42 +121,33 @@ def open_record(campaign: Campaign, directory: Path) -> BenchRecord:
     return record
 
 
-def run_bench(campaign: Campaign, directory: Path, *, console: Console) -> BenchRecord:
+def run_bench(campaign: Campaign, directory: Path, *, console: Console, engine: Engine | None = None) -> BenchRecord:
     """Run what is left of a campaign; after each restart bench.json is written anew.
 
     Raises:
         UserError: the directory cannot be used, or what it holds was measured on another device or by other versions.
     """
     record = open_record(campaign, directory)
-    restarts = list(record.restarts)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         ProgressBar(*columns, console=console, transient=True) as bars,
         tempfile.TemporaryDirectory(prefix="archfleet-bench-") as work_directory,
+        closing(
+            run_campaign(campaign, record.restarts, agent="local", work_directory=Path(work_directory), engine=engine)
+        ) as messages,
     ):
-        task = bars.add_task("measuring", total=len(restarts) + len(slots_left(campaign, restarts)))
-        messages = run_campaign(campaign, restarts, agent="local", work_directory=Path(work_directory))
-        for slot, message in _or_user_error(messages):
+        task = bars.add_task("measuring", total=None)
+        for slot, message in messages:
             if isinstance(message, Progress):
                 words = f"batch {campaign.workloads[slot.workload].batch_size}, {campaign.rows[slot.row].name}"
-                bars.update(task, completed=len(restarts), description=words)
+                done, left = len(record.restarts), len(slots_left(campaign, record.restarts))
+                bars.update(task, completed=done, total=done + left, description=words)
                 continue
             if isinstance(message, Restart):
-                _refuse_a_mixture(restarts, message, directory)
-            restarts.append(SlotResult(slot=slot, outcome=message))
-            record = make_record(campaign, restarts)
+                _refuse_a_mixture(record.restarts, message, directory)
+            record = make_record(campaign, (*record.restarts, SlotResult(slot=slot, outcome=message)))
             write_record(directory, record)
-            bars.update(task, total=len(restarts) + len(slots_left(campaign, restarts)))
     return record
-
-
-def _or_user_error(messages: Any) -> Any:
-    try:
-        yield from messages
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    finally:
-        messages.close()
 
 
 def _refuse_a_mixture(restarts: Sequence[SlotResult], new: Restart, directory: Path) -> None:

@@ -108,10 +108,17 @@ def _fingerprint(campaign: Campaign, restarts: Sequence[SlotResult]) -> dict[str
 
 
 def write_record(directory: Path, record: BenchRecord) -> Path:
-    """Replace bench.json as a whole: a crash leaves the old file or the new one."""
+    """Replace bench.json as a whole: a crash leaves the old file or the new one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     path = directory / FILE_NAME
     content = json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, content.encode())
+    try:
+        write_atomically(path, content.encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}; give another --out") from None
     return path
 
 

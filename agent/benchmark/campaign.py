@@ -10,7 +10,8 @@ to be 1: what is measured of it is the noise floor of the campaign at that batch
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, Self
 
@@ -19,6 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from agent.assignment import BenchAssignment
 from agent.benchmark.run import Restart, observe_restarts, run_restart
 from agent.engines.base import Engine
+from agent.engines.interpreters import find_engine
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.observations import Failure, Progress, ServingObservation
@@ -140,7 +142,7 @@ def run_campaign(
     engine: Engine | None = None,
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[tuple[Slot, Progress | Restart | Failure]]:
+) -> Generator[tuple[Slot, Progress | Restart | Failure], None, None]:
     """Run what is left of a campaign; each slot yields `Progress` about once a second, then its restart or failure.
 
     Closing the generator early ends the running engine's whole process group.
@@ -157,6 +159,7 @@ def run_campaign(
     Raises:
         ValueError: the recipe's engine is not available.
     """
+    engine = engine or find_engine(campaign.recipe.engine)
     failed = _failed_places(finished)
     for slot in slots_left(campaign, finished):
         if (slot.row, slot.workload) in failed:
@@ -170,10 +173,11 @@ def run_campaign(
             wall_clock=wall_clock,
             clock=clock,
         )
-        for message in messages:
-            if isinstance(message, Failure):
-                failed.add((slot.row, slot.workload))
-            yield slot, message
+        with closing(messages):
+            for message in messages:
+                if isinstance(message, Failure):
+                    failed.add((slot.row, slot.workload))
+                yield slot, message
 
 
 def observe_row(

@@ -77,12 +77,13 @@ def _check_memory(campaign: Campaign, candidate: Candidate, workload: Workload, 
     if weights + cache <= memory.available_bytes:
         return
     what = f"batch {workload.batch_size}" if sequences > 1 else "one sequence"
-    smaller = "a smaller --batch, shorter lengths, " if sequences > 1 else "shorter lengths, "
+    smaller = ("a smaller --batch, " if sequences > 1 else "") + "shorter lengths, "
+    narrower = "--dtype bfloat16 " if element_bytes > BYTES_PER_ELEMENT["bfloat16"] else ""
     raise ValueError(
         f"{candidate.name} does not fit in the memory of {memory.place}: weights of {weights / 1e9:.2f} GB and "
         f"{cache / 1e9:.2f} GB of KV cache ({what} of {tokens} tokens, {campaign.recipe.dtype}) need at least "
         f"{(weights + cache) / 1e9:.2f} GB, available are {memory.available_bytes / 1e9:.2f} GB. "
-        f"Give {smaller}--dtype bfloat16 or a smaller architecture"
+        f"Give {smaller}{narrower}or a smaller architecture"
     )
 
 

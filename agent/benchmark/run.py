@@ -117,7 +117,7 @@ def run_restart(
     engine: Engine | None = None,
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Progress | Restart | Failure]:
+) -> Generator[Progress | Restart | Failure, None, None]:
     """One engine process of an assignment alone, so that restarts of several can be interleaved.
 
     Yields `Progress` about once a second and last the restart or a failure; `observe_restarts` makes an observation
