@@ -383,8 +383,10 @@ def hw_calibrate(out: Path | None, on_cpu: bool, as_json: bool, **settings: Any)
     """Measure this device by microbenchmarks: matrix products, copies, attention, launches, each by size."""
     from rich.progress import Progress
 
-    from coordinator.hardware import calibrate_device, calibration_table, write_profile
+    from coordinator.hardware import calibrate_device, calibration_table, require_folder, write_profile
 
+    if out is not None:
+        require_folder(out)
     with Progress(console=errors, transient=True) as bars:
         task = bars.add_task("microbenchmarks")
         profile = calibrate_device(

@@ -16,7 +16,7 @@ one CUDA graph, so that the time to launch them is not in it. torch is imported 
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ def run_microbenchmarks(
     seconds: float,
     num_threads: int = 1,
     num_repeats: int = 5,
-) -> Iterator[TimedOperation]:
+) -> Generator[TimedOperation, None, None]:
     """Time every cell of the plan; yield each result as it is known.
 
     Args:

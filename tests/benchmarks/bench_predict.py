@@ -1,0 +1,264 @@
+"""How well predicted throughputs order shapes on this CPU, and how fast many are predicted.
+
+    python tests/benchmarks/bench_predict.py [--json] [--smoke]
+
+Shapes of equal N (within 2 %) are measured one after the other under the transformers engine, each repeat in a fresh
+process, in rounds over all shapes so that the machine's drift hits them alike. The profile is calibrated by
+microbenchmarks in the same run; host term and scale are fitted to six of the shapes; the others are predicted and
+compared: Spearman's rank correlation and errors, beside those of the roofline alone, assumed and calibrated. The clock
+is processor time of one thread: other processes on the machine hardly change it. Speed: 100,000 shapes at 6 batch
+sizes, processor seconds of one thread, best of a few passes.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from agent.assignment import BenchAssignment
+from agent.benchmark.run import run_benchmark
+from coordinator.hardware import calibrate_device
+from hwprofiles.catalog import load_profile
+from hwprofiles.profile import HardwareProfile
+from scaling.architecture import Architecture
+from scaling.observations import ServingObservation
+from scaling.quantity import Predicted
+from scaling.recipes import ServingRecipe, Workload
+from scaling.serving import predict_serving, predict_throughput_array
+from scaling.throughput_fit import NoThroughputFit, ThroughputFit, fit_throughput
+
+RECIPE = ServingRecipe(engine="transformers", dtype="float32")
+WORKLOAD = Workload(batch_size=64, input_tokens=64, output_tokens=64)
+BATCHES = (128, 256, 512, 1024, 2048, 4096)
+NUM_CALIBRATION = 6
+GOAL_SPEARMAN, GOAL_SECONDS = 0.8, 2.0
+
+
+def shapes(num_parameters: int, *, smoke: bool) -> list[Architecture]:
+    """Shapes of equal N in a fixed random order: three widths times six pairs of (r, g), two layers, heads of 16."""
+    found = [
+        shape_near(num_parameters, d=d, r=r, g=g)
+        for d in (64, 96, 160)
+        for r, g in ((0.5, 1), (0.5, 4), (1.5, 1), (1.5, 2), (4.0, 1), (4.0, 4))
+    ]
+    random.Random(0).shuffle(found)
+    return found[: NUM_CALIBRATION + 2] if smoke else found
+
+
+def shape_near(num_parameters: int, *, d: int, r: float, g: int) -> Architecture:
+    """The shape of this width and grouping whose r is nearest, its MLP filling up what attention leaves of N."""
+    layers, head_dim = 2, 16
+    attention = num_parameters / layers / (1 + r)
+    kv_heads = max(1, round(attention / (2 * d * head_dim * (1 + g))))
+    left = num_parameters / layers - 2 * d * head_dim * kv_heads * (1 + g)
+    shape = Architecture(
+        hidden_size=d,
+        intermediate_size=round(left / (3 * d)),
+        num_hidden_layers=layers,
+        num_attention_heads=g * kv_heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=1024,
+    )
+    assert abs(shape.num_parameters / num_parameters - 1) < 0.02
+    return shape
+
+
+def measure(candidates: list[Architecture], *, num_repeats: int, window_seconds: float) -> list[ServingObservation]:
+    """One observation a shape; its repeats come from as many rounds over all shapes."""
+    rounds = []
+    for number in range(num_repeats):
+        order = candidates if number % 2 == 0 else candidates[::-1]
+        with tempfile.TemporaryDirectory() as directory:
+            found = {shape: measure_once(shape, Path(directory), window_seconds) for shape in order}
+        rounds.append([found[shape] for shape in candidates])
+    return [
+        first.model_copy(update={"repeats": tuple(one.repeats[0] for one in (first, *rest))})
+        for first, *rest in zip(*rounds, strict=True)
+    ]
+
+
+def measure_once(shape: Architecture, directory: Path, window_seconds: float) -> ServingObservation:
+    """One engine process."""
+    assignment = BenchAssignment(
+        architecture=shape,
+        recipe=RECIPE,
+        workload=WORKLOAD,
+        num_repeats=1,
+        min_window_seconds=window_seconds,
+    )
+    *_, last = run_benchmark(assignment, agent="bench-predict", work_directory=directory / shape.label)
+    assert isinstance(last, ServingObservation), last
+    return last
+
+
+def processor_rate(observation: ServingObservation) -> float:
+    """Output tokens per processor second, mean over repeats."""
+    return float(np.mean([one.num_output_tokens / (one.processor_seconds or math.nan) for one in observation.repeats]))
+
+
+def compare(measured: list[float], predicted: list[float]) -> dict[str, float]:
+    """Rank correlation, and errors of ln(predicted / measured) as factors minus one."""
+    logs = np.log(np.array(predicted) / np.array(measured))
+    return {
+        "spearman": float(stats.spearmanr(measured, predicted).statistic),
+        "mean_error": float(np.expm1(np.abs(logs).mean())),
+        "worst_error": float(np.expm1(np.abs(logs).max())),
+    }
+
+
+def rank(observations: list[ServingObservation], measured_profile: HardwareProfile) -> dict[str, Any]:
+    """Fit on the first shapes, predict the others in three ways."""
+    fitted_runs, others = observations[:NUM_CALIBRATION], observations[NUM_CALIBRATION:]
+    fit = fit_throughput(fitted_runs, measured_profile, clock="processor")
+    if isinstance(fit, NoThroughputFit):
+        raise SystemExit(fit.reason)
+    ways: dict[str, tuple[HardwareProfile, ThroughputFit | None]] = {
+        "assumed sheet, roofline alone": (load_profile("cpu-generic"), None),
+        "measured profile, roofline alone": (measured_profile, None),
+        f"measured profile + fit on {NUM_CALIBRATION} shapes": (measured_profile, fit),
+    }
+    measured = [processor_rate(one) for one in others]
+    predicted = {
+        way: [told(predict_serving(one.architecture, profile, RECIPE, one.workload, fit=used)) for one in others]
+        for way, (profile, used) in ways.items()
+    }
+    intervals = [prediction.interval for prediction in predicted[list(ways)[-1]]]
+    held = [i is not None and i.low <= rate <= i.high for i, rate in zip(intervals, measured, strict=True)]
+    return {
+        "fit": fit.model_dump(mode="json"),
+        "spread_of_measured": max(measured) / min(measured),
+        "median_variation_of_repeats": float(np.median([variation(one) for one in observations])),
+        "ways": {way: compare(measured, [one.value for one in values]) for way, values in predicted.items()},
+        "intervals_that_hold_the_measured_rate": f"{sum(held)} of {len(held)}",
+        "shapes": [
+            {
+                "shape": one.architecture.label,
+                "measured": rate,
+                **{way: values[index].value for way, values in predicted.items()},
+            }
+            for index, (one, rate) in enumerate(zip(others, measured, strict=True))
+        ],
+    }
+
+
+def told(prediction: Any) -> Predicted:
+    """The predicted output tokens/s."""
+    rate = prediction.output_tokens_per_second
+    assert isinstance(rate, Predicted), rate
+    return rate
+
+
+def variation(observation: ServingObservation) -> float:
+    """Coefficient of variation of tokens per processor second over repeats; NaN for one."""
+    rates = [one.num_output_tokens / (one.processor_seconds or math.nan) for one in observation.repeats]
+    return float(np.std(rates, ddof=1) / np.mean(rates)) if len(rates) > 1 else math.nan
+
+
+def speed(profile: HardwareProfile, fit: ThroughputFit | None, *, dtype: Any, num_shapes: int, laptop: bool) -> float:
+    """Least processor seconds of a few passes over all shapes and six batch sizes."""
+    generator = np.random.default_rng(0)
+    unit, head_dim = (8, 16) if laptop else (64, 64)
+    candidates = SimpleNamespace(
+        hidden_size=unit * generator.integers(6, 20 if laptop else 64, num_shapes),
+        intermediate_size=unit * generator.integers(8, 64 if laptop else 256, num_shapes),
+        num_hidden_layers=generator.integers(2, 5 if laptop else 40, num_shapes),
+        num_key_value_heads=generator.integers(1, 9, num_shapes),
+        head_dim=np.full(num_shapes, head_dim),
+    )
+    candidates.num_attention_heads = candidates.num_key_value_heads * generator.integers(1, 9, num_shapes)
+    recipe = ServingRecipe(engine=RECIPE.engine, dtype=dtype)
+    tokens = 64 if laptop else 1024
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        for batch_size in BATCHES:
+            rates = predict_throughput_array(
+                candidates,
+                vocab_size=1024 if laptop else 128_256,
+                tie_word_embeddings=True,
+                profile=profile,
+                recipe=recipe,
+                workload=Workload(batch_size=batch_size, input_tokens=tokens, output_tokens=tokens),
+                fit=fit,
+            )
+        seconds.append(time.process_time() - started)
+        assert rates.shape == (num_shapes,)
+    return min(seconds)
+
+
+def run(*, smoke: bool, num_parameters: int, num_repeats: int, window_seconds: float) -> dict[str, Any]:
+    """Calibrate, measure, rank, time."""
+    profile = calibrate_device(hardware=None, seconds=2 if smoke else 30, on_gpu=False)
+    candidates = shapes(num_parameters, smoke=smoke)
+    observations = measure(candidates, num_repeats=num_repeats, window_seconds=window_seconds)
+    result = rank(observations, profile)
+    num_shapes = 1000 if smoke else 100_000
+    fit = ThroughputFit.model_validate(result["fit"])
+    result["speed"] = {
+        "num_shapes": num_shapes,
+        "num_batches": len(BATCHES),
+        "sheet_seconds": speed(load_profile("h200"), None, dtype="bfloat16", num_shapes=num_shapes, laptop=False),
+        "measured_and_fitted_seconds": speed(profile, fit, dtype="float32", num_shapes=num_shapes, laptop=True),
+    }
+    return {"device": profile.name, "num_parameters": num_parameters, **result}
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """Tables for people."""
+    num_others = len(result["shapes"])
+    table = Table(
+        "prediction", "Spearman", "mean error", "worst error",
+        title=f"{num_others} shapes of N = {result['num_parameters']:,} on {result['device']}, transformers, batch "
+        f"{WORKLOAD.batch_size}, {WORKLOAD.input_tokens} + {WORKLOAD.output_tokens} tokens, one thread",
+    )  # fmt: skip
+    for way, row in result["ways"].items():
+        table.add_row(way, f"{row['spearman']:.2f}", f"{row['mean_error']:.1%}", f"{row['worst_error']:.1%}")
+    reached = list(result["ways"].values())[-1]["spearman"] >= GOAL_SPEARMAN
+    table.caption = (
+        f"fastest / slowest measured {result['spread_of_measured']:.2f}; repeats vary by "
+        f"{result['median_variation_of_repeats']:.1%}; intervals hold {result['intervals_that_hold_the_measured_rate']}"
+        f"; goal Spearman >= {GOAL_SPEARMAN}: {'reached' if reached else 'NOT reached'}"
+    )
+    console.print(table)
+    terms = ", ".join(f"{term['term']} {term['value']:.3g}" for term in result["fit"]["terms"])
+    console.print(f"fit: {terms}; error on shapes left out {result['fit']['left_out_error']:.1%}")
+    timing = result["speed"]
+    for name in ("sheet_seconds", "measured_and_fitted_seconds"):
+        reached = timing[name] <= GOAL_SECONDS
+        console.print(
+            f"{timing['num_shapes']:,} shapes x {timing['num_batches']} batches, {name[:-8].replace('_', ' ')}: "
+            f"{timing[name]:.2f} s (goal {GOAL_SECONDS:.0f} s for 100,000: {'reached' if reached else 'NOT reached'})"
+        )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--smoke", action="store_true", help="eight shapes, short windows, in about two minutes")
+    parser.add_argument("--n", type=int, default=400_000, help="non-embedding parameters")
+    parser.add_argument("--repeats", type=int, default=2, help="engine processes a shape")
+    parser.add_argument("--window-seconds", type=float, default=1.0, help="least window of a repeat")
+    arguments = parser.parse_args()
+    measured_result = run(
+        smoke=arguments.smoke,
+        num_parameters=arguments.n,
+        num_repeats=1 if arguments.smoke else arguments.repeats,
+        window_seconds=0.1 if arguments.smoke else arguments.window_seconds,
+    )
+    if arguments.json:
+        print(json.dumps(measured_result, indent=2))
+    else:
+        print_result(measured_result, Console())
