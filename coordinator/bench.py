@@ -24,7 +24,7 @@ from agent.benchmark.run import Restart
 from agent.engines.base import Engine
 from agent.engines.interpreters import find_engine
 from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
-from coordinator.bench_verdicts import BenchComparison, BenchRow
+from coordinator.bench_verdicts import BenchComparison, BenchRow, correction
 from coordinator.errors import UserError
 from coordinator.report.formats import shown
 from scaling.observations import Failure, Progress
@@ -253,12 +253,8 @@ def _flags_cell(row: BenchRow) -> str:
 def closing_words(record: BenchRecord) -> str:
     """The verdicts as sentences, and what they rest on."""
     words = [comparison.sentence for comparison in record.comparisons]
-    if len(words) > 1:
-        level = 1 - 0.05 / record.campaign.num_comparisons
-        words.append(
-            f"Ratios hold together at 95 %: each interval is at {level:.2%}, corrected for "
-            f"{record.campaign.num_comparisons} comparison{'s' if record.campaign.num_comparisons > 1 else ''}."
-        )
+    if words:
+        words.append(correction(record.campaign.num_comparisons))
     return "\n".join(words)
 
 

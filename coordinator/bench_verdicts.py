@@ -157,6 +157,14 @@ def _outcome(wall: ThroughputComparison, floor: ThroughputComparison | None) -> 
     return "slower" if wall.interval.high < 1 / noise else "no-difference-shown"
 
 
+def correction(num_comparisons: int) -> str:
+    """How wide the ratios' intervals are, in a sentence."""
+    if num_comparisons < 2:
+        return "The ratio's interval is at 95 %."
+    level = 100 * (1 - 0.05 / num_comparisons)
+    return f"Each ratio's interval is at {level:.4g} %, so that all {num_comparisons} hold together at 95 %."
+
+
 def _times(comparison: ThroughputComparison) -> str:
     """1.123 times its output tokens/s [1.050, 1.201]."""
     interval = comparison.interval

@@ -184,7 +184,10 @@ def _paint_ratio(axes: "Axes", comparison: BenchComparison, at: float, colour: s
     low, high = (wall.ratio, wall.ratio) if wall.interval is None else (wall.interval.low, wall.interval.high)
     axes.errorbar([at], [wall.ratio], yerr=spans(low, wall.ratio, high), color=colour, marker="o", capsize=3)
     if processor is not None:
-        axes.plot([at + 0.05], [processor.ratio], color=colour, marker="o", markerfacecolor="none", linestyle="none")
+        span = processor.interval
+        low, high = (processor.ratio, processor.ratio) if span is None else (span.low, span.high)
+        bars = axes.errorbar([at + 0.05], [processor.ratio], yerr=spans(low, processor.ratio, high), color=colour)
+        bars.lines[0].set(marker="o", markerfacecolor="none")
 
 
 def _ratio_axis(axes: "Axes", shown: Sequence[BenchComparison]) -> None:

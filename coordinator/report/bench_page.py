@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.bench_record import BenchRecord, failures
-from coordinator.bench_verdicts import BenchComparison, BenchRow, Outcome
+from coordinator.bench_verdicts import BenchComparison, BenchRow, Outcome, correction
 from coordinator.report.bench_figures import (
     effective_batch,
     look,
@@ -81,9 +81,8 @@ def caveats(record: BenchRecord) -> list[str]:
     )
     if len(campaign.candidates) > 1:
         words.append(
-            f"Each ratio's interval is at {1 - 0.05 / campaign.num_comparisons:.2%}, so that all "
-            f"{campaign.num_comparisons} hold together at 95 %. A difference that is not shown may still be there, as "
-            "small as the interval is wide."
+            f"{correction(campaign.num_comparisons)} A difference that is not shown may still be there, as small as "
+            "the interval is wide."
         )
     words += [_FLAG_WORDS[flag] for flag in sorted(flags) if flag in _FLAG_WORDS]
     if _partly_queue(record):
@@ -148,8 +147,8 @@ def _bench_row(record: BenchRecord, row: BenchRow) -> BenchTableRow:
         repeats=() if seen is None else tuple(figure(r.output_tokens_per_second, "tokens/s") for r in seen.repeats),
         processor_repeats=() if seen is None else _processor_rates(seen),
         variation="" if seen is None else f"{seen.coefficient_of_variation:.1%}",
-        ratio="1 (first)" if comparison is None else _ratio(comparison.wall),
-        processor="" if comparison is None else _ratio(comparison.processor),
+        ratio="1 (first)" if comparison is None else _ratio(comparison.wall, "not compared"),
+        processor="1 (first)" if comparison is None else _ratio(comparison.processor, "not busy"),
         outcome="" if comparison is None else _outcome(comparison),
         flags="failed" if row.result is not None and seen is None else ", ".join(() if seen is None else seen.flags),
         latencies=() if seen is None else _latencies(seen),
@@ -174,9 +173,9 @@ def _processor_rates(seen: ServingObservation) -> tuple[str, ...]:
     )
 
 
-def _ratio(comparison: ThroughputComparison | None) -> str:
+def _ratio(comparison: ThroughputComparison | None, otherwise: str) -> str:
     if comparison is None:
-        return ""
+        return otherwise
     interval = comparison.interval
     return f"{comparison.ratio:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ", no interval")
 

@@ -3,6 +3,7 @@
 import math
 import random
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 
 from agent.assignment import BenchAssignment, TrainAssignment
+from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult
+from agent.benchmark.run import Restart
+from agent.engines.base import EngineDevice, EngineReady, EngineResult
 from coordinator import planner
 from coordinator.analysis import analyse
+from coordinator.bench_record import BenchRecord, make_record
 from coordinator.budget import Speed
 from coordinator.outputs import write_outputs
 from coordinator.recommendation import make_recommendation
@@ -29,6 +34,7 @@ from scaling.observations import (
     TrainingPoint,
 )
 from scaling.quantity import Interval, Measured, NotMeasured
+from scaling.recipes import ServingRecipe, Workload
 
 CORPUS_ID = "c" * 64
 EPOCH_UNIX = 1_700_000_000.0
@@ -265,3 +271,72 @@ def written_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("written") / finished_run.name))
     write_outputs(run)
     return run
+
+
+Rates = Mapping[str, Sequence[float] | FailureKind]
+"""Output tokens/s of every restart by the name of a row, or how its first restart failed."""
+
+
+def bench_campaign(names: str, *batch_sizes: int, num_repeats: int = 3) -> Campaign:
+    """A campaign of small architectures with one-letter names."""
+    shapes = {
+        name: Architecture(
+            hidden_size=32 + 8 * place,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=128,
+        )
+        for place, name in enumerate(names)
+    }
+    return Campaign(
+        candidates=tuple(Candidate(name=name, architecture=shape) for name, shape in shapes.items()),
+        recipe=ServingRecipe(engine="transformers", dtype="float32"),
+        workloads=tuple(Workload(batch_size=size, input_tokens=8, output_tokens=8) for size in batch_sizes),
+        num_repeats=num_repeats,
+    )
+
+
+def bench_restart(rate: float, campaign: Campaign, workload: int, **result: object) -> Restart:
+    """A window of two seconds at a rate, on a device that calls itself synthetic."""
+    load = campaign.workloads[workload]
+    num_batches = 1000
+    num_tokens = num_batches * load.batch_size * load.output_tokens
+    fields = {"cpu_seconds": num_tokens / rate, "num_output_tokens": num_tokens, "logits_finite": True} | result
+    return Restart(
+        ready=EngineReady(
+            event="ready",
+            versions={"transformers": "0"},
+            device=EngineDevice(kind="cpu", name="synthetic", memory_bytes=1),
+            num_total_parameters=1,
+        ),
+        result=EngineResult(event="result", window_seconds=num_tokens / rate, num_batches=num_batches, **fields),
+        provenance=PROVENANCE,
+    )
+
+
+@pytest.fixture
+def make_bench() -> Callable[..., BenchRecord]:
+    """A function of rates by name, one mapping a batch size 1, 2, 4 ...; "a'" is the first, measured again."""
+
+    def make(*by_batch: Rates, results: Mapping[str, Mapping[str, object]] | None = None) -> BenchRecord:
+        names = [name for name in by_batch[0] if name != "a'"]
+        repeats = max(len(rates) for rates in by_batch[0].values() if not isinstance(rates, str))
+        campaign = bench_campaign("".join(names), *(2**place for place in range(len(by_batch))), num_repeats=repeats)
+        restarts = []
+        for slot in campaign.order():
+            name = campaign.rows[slot.row].name.replace(AGAIN, "'")
+            rates = by_batch[slot.workload].get(name, ())
+            if isinstance(rates, str):
+                if slot.repeat == 0:
+                    failure = Failure(assignment_id="b", failure_kind=rates, message="it broke", provenance=PROVENANCE)
+                    restarts.append(SlotResult(slot=slot, outcome=failure))
+            elif slot.repeat < len(rates):
+                changes = (results or {}).get(name, {})
+                outcome = bench_restart(rates[slot.repeat], campaign, slot.workload, **changes)
+                restarts.append(SlotResult(slot=slot, outcome=outcome))
+        return make_record(campaign, restarts)
+
+    return make
