@@ -80,11 +80,12 @@ def efficiency(
 
 @dataclass(frozen=True)
 class _Grid:
-    """Logarithms: two axes, ascending, and ln e over them; NaN in cells that were not measured."""
+    """Logarithms of two ascending axes, and ln e over them, row by row; NaN in cells that were not measured."""
 
     first: Floats
     second: Floats
     log_efficiency: Floats
+    is_full: bool
 
 
 @lru_cache(maxsize=64)
@@ -93,28 +94,36 @@ def _grid(table: EfficiencyTable) -> _Grid:
     cells = np.full([len(axis) for axis in axes], np.nan)
     for point in table.points:
         cells[axes[0].index(point.size[0]), axes[1].index(point.size[1])] = math.log(point.efficiency)
-    return _Grid(np.log(axes[0]), np.log(axes[1]), cells)
+    return _Grid(np.log(axes[0]), np.log(axes[1]), cells.ravel(), not np.isnan(cells).any())
 
 
 def _interpolate(grid: _Grid, first: ArrayLike, second: ArrayLike) -> Floats:
-    i, next_i, u = _position(grid.first, first)
-    j, next_j, v = _position(grid.second, second)
-    cells = grid.log_efficiency
-    corners = ((1 - u) * (1 - v), i, j), ((1 - u) * v, i, next_j), (u * (1 - v), next_i, j), (u * v, next_i, next_j)
-    total: Floats = np.zeros(np.broadcast_shapes(u.shape, v.shape))
-    for weight, row, column in corners:
+    row, u = _position(grid.first, first)
+    column, v = _position(grid.second, second)
+    num_columns = len(grid.second)
+    corner = row * num_columns + column
+    down, right = (num_columns if len(grid.first) > 1 else 0), (1 if num_columns > 1 else 0)
+
+    def share(weight: Floats, offset: int) -> Floats:
+        part = weight * grid.log_efficiency.take(corner + offset)
         # A corner without weight does not count, even if it was not measured.
-        total = total + np.where(weight == 0, 0.0, weight * cells[row, column])
-    return np.exp(total)
+        return part if grid.is_full else np.where(weight == 0, 0.0, part)
+
+    both = u * v
+    total = share(1 - u - v + both, 0) + share(v - both, right) + share(u - both, down) + share(both, down + right)
+    return np.asarray(np.exp(total), dtype=float)
 
 
-def _position(axis: Floats, sizes: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-    """The cells on either side of each size, and how far it is between them, 0 to 1; NaN out of reach."""
-    logs = np.log(np.asarray(sizes, dtype=float))
-    inside = np.clip(logs, axis[0], axis[-1])
-    low = np.clip(np.searchsorted(axis, inside, side="right") - 1, 0, max(0, len(axis) - 2))
-    high = np.minimum(low + 1, len(axis) - 1)
-    width = np.where(high > low, axis[high] - axis[low], 1.0)
+def _position(axis: Floats, sizes: ArrayLike) -> tuple[NDArray[np.intp], Floats]:
+    """The cell below each size, and how far into it the size lies, 0 to 1; NaN out of reach."""
     reach = math.log(EDGE_FACTOR) + 1e-9
-    fraction = np.where(np.abs(logs - inside) > reach, np.nan, (inside - axis[low]) / width)
-    return low, high, np.asarray(fraction, dtype=float)
+    numbers = np.arange(len(axis), dtype=float)
+    places = np.interp(
+        np.log(np.asarray(sizes, dtype=float)),
+        np.concatenate(([axis[0] - reach], axis, [axis[-1] + reach])),
+        np.concatenate(([0.0], numbers, [numbers[-1]])),
+        left=-1.0,
+        right=-1.0,
+    )
+    low = np.clip(places, 0, max(0, len(axis) - 2)).astype(np.intp)
+    return low, np.where(places < 0, np.nan, places - low)

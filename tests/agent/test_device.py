@@ -37,3 +37,10 @@ def test_provenance_names_the_versions_that_change_numbers() -> None:
     provenance = make_provenance(agent="a-1", started_at_unix=5.0, seconds=2.0, on_gpu=False)
     assert {"python", "platform", "archfleet", "torch"} <= provenance.versions.keys()
     assert (provenance.agent, provenance.started_at_unix, provenance.seconds) == ("a-1", 5.0, 2.0)
+
+
+def test_a_gpu_tells_its_memory_and_power_limit_and_a_cpu_its_memory() -> None:
+    board = parse_gpu_line("NVIDIA H200, 143771, 700.00")
+    assert board is not None
+    assert (board.memory_bytes, board.power_watts) == (143771 * 2**20, 700.0)
+    assert (describe_device(on_gpu=False).memory_bytes or 0) > 2**28

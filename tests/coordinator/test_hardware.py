@@ -59,7 +59,8 @@ def test_calibrating_writes_a_profile_that_predictions_can_use(tmp_path: Path) -
     }  # fmt: skip
     shape = {
         "model_type": "mistral", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
-        "vocab_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True,
+        "vocab_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "tie_word_embeddings": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(shape))
     words = ["--dtype", "float32", "--batch", "16..64", "--input-tokens", 32, "--output-tokens", 32]
