@@ -14,6 +14,7 @@ Pinned, because vLLM's defaults differ by GPU and would compare machines instead
     prefix cache           off
     memory                 MEMORY_FRACTION of a GPU; on a CPU, room for the batch's keys and values, up to half of it
     CUDA graphs            up to the batch, also above vLLM's default of 512
+    compilation            vLLM's default on a GPU; none on a CPU
 
 The mean number of running sequences is the time integral over the window, from vLLM's own clocks (Little's law):
 
@@ -79,8 +80,9 @@ def run(request: dict[str, Any], messages: TextIO) -> None:
         config = json.load(file)
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_cache_gibibytes(request, config))  # read by vLLM on a CPU only
     import vllm
+    from vllm.platforms import current_platform
 
-    on_gpu = vllm.platforms.current_platform.is_cuda_alike()
+    on_gpu = current_platform.is_cuda_alike()
     llm = vllm.LLM(**engine_arguments(request, vllm.__version__, on_gpu=on_gpu))
     length = request["output_tokens"]
     sampling = vllm.SamplingParams(
@@ -156,6 +158,8 @@ def engine_arguments(request: dict[str, Any], version: str, *, on_gpu: bool) -> 
     if on_gpu:
         arguments["gpu_memory_utilization"] = MEMORY_FRACTION
         arguments[name_in(version, "largest_graph")] = graph_size(batch_size)
+    else:
+        arguments["enforce_eager"] = True  # compiling a model of 12 M parameters took over two minutes of one core
     return arguments
 
 
@@ -210,14 +214,17 @@ def num_parameters(model: Any) -> int:
     weights into a layout of its own and drops the originals.
     """
     counted: dict[int, int] = {}
+    vocabularies: list[int] = []
     for module in model.modules():
-        if hasattr(module, "org_vocab_size"):  # embedding and head: one tensor where they are tied
-            counted[id(module.weight)] = module.org_vocab_size * module.embedding_dim
+        if hasattr(module, "org_vocab_size") and hasattr(module, "embedding_dim"):
+            vocabularies.append(module.org_vocab_size * module.embedding_dim)
         elif hasattr(module, "input_size") and hasattr(module, "output_size"):
             counted[id(module)] = module.input_size * module.output_size
         elif not any(True for _ in module.children()):
             counted.update((id(p), p.numel()) for p in module.parameters(recurse=False))
-    return sum(counted.values())
+    # Packing gives a tied head a tensor of its own, so identity does not tell that it is tied.
+    tied = model.config.tie_word_embeddings
+    return sum(counted.values()) + (vocabularies[0] if tied else sum(vocabularies))
 
 
 def kv_cache_tokens(llm: Any) -> int:

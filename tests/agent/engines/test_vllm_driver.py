@@ -49,6 +49,7 @@ def test_every_option_that_differs_between_machines_is_pinned(vllm_driver):
 def test_a_cpu_is_asked_for_no_graphs_and_no_share_of_a_gpu(vllm_driver):
     arguments = vllm_driver.engine_arguments(REQUEST, "0.32.0", on_gpu=False)
     assert not {"gpu_memory_utilization", "max_cudagraph_capture_size"} & set(arguments)
+    assert arguments["enforce_eager"] is True
 
 
 def test_a_step_has_room_for_one_token_of_every_sequence(vllm_driver):
