@@ -45,7 +45,7 @@ NO_ENGINE_INTERVAL = "efficiencies of single operations were measured, but no ru
 class OperationPrediction(Value):
     """The share of one kind of operation in a whole request, prefill and decode, in seconds for the batch."""
 
-    operation: Literal["gemm", "attention", "head", "host"]
+    operation: Literal["gemm", "attention", "head", "host", "cache copy"]
     prefill_seconds: float
     decode_seconds: float
 
@@ -246,6 +246,11 @@ def _operations(cost: PassCost, fitted: FittedSeconds | None, workload: Workload
                 decode_seconds=step_seconds * (workload.output_tokens - 1),
             )
         )
+        cache_seconds = float(fitted.cache_seconds)
+        if cache_seconds:
+            operations.append(
+                OperationPrediction(operation="cache copy", prefill_seconds=0.0, decode_seconds=cache_seconds)
+            )
     return tuple(operations)
 
 

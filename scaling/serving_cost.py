@@ -67,6 +67,9 @@ class PassCost:
     decode_gemm: Floats
     decode_attention: Floats
     decode_head: Floats
+    cache_copy: Floats
+    """One copy of the whole KV cache a decode step, at the bandwidth: what an engine does whose cache grows by
+    concatenation (transformers). Part of no sum here; a fitted engine may have it (`scaling/throughput_fit.py`)."""
     kv_capacity_tokens: Floats
     effective_batch: Floats
 
@@ -180,6 +183,7 @@ def pass_cost(
         decode_gemm=num_steps * layers(rows),
         decode_attention=num_steps * attention("decode_attention", rows * context_tokens, rows * context_tokens),
         decode_head=num_steps * head,
+        cache_copy=num_steps * 2 * kv_bytes * rows * context_tokens / profile.memory_bandwidth_bytes_per_second,
         kv_capacity_tokens=capacity_tokens,
         effective_batch=batch,
     )

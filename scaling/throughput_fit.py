@@ -1,11 +1,12 @@
 """ThroughputFit: what an engine adds to the roofline, fitted from its own measured throughputs.
 
-    t = n · (c0 + c1 · B + c2 · L) + s · R        t = B · output tokens / (output tokens/s), seconds of one pass
+    t = n · (c0 + c1 · B + c2 · L) + s · R + k · C        t = B · output tokens / (output tokens/s), seconds of one pass
 
 over a pass of n steps (one an output token) of B sequences (the effective batch) through L layers; R is the roofline's
 time of the pass (`scaling/serving_cost.py`). c0, c1, c2 are the host's time a step, a step and sequence, a step and
-layer; s scales the roofline, either one s for all of it or one for matrices and one for attention. Which of these terms
-a fit has is decided by its error on shapes left out, one at a time; that error is reported.
+layer; s scales the roofline, either one s for all of it or one for matrices and one for attention; k counts copies of
+the whole KV cache a step, C the seconds of one, for engines that grow it by concatenation. Which of these terms a fit
+has is decided by its error on shapes left out, one at a time; that error is reported.
 
 Coefficients are least squares of the relative error 1 - t_predicted / t with weights that count a run's own noise
 beside the misfit to be expected of any run, none of them below zero: a host or a kernel takes no negative time.
@@ -32,13 +33,16 @@ from scaling.recipes import ServingRecipe, Workload
 from scaling.serving_cost import PassCost, Shapes, pass_cost
 
 Floats = NDArray[np.float64]
-Term = Literal["step", "step and sequence", "step and layer", "roofline", "matrices", "attention"]
+Term = Literal["step", "step and sequence", "step and layer", "roofline", "matrices", "attention", "cache copy"]
 Clock = Literal["wall", "processor"]
 
 MIN_SHAPES = 3
 MIN_DEGREES_OF_FREEDOM = 2
 EXPECTED_MISFIT = 0.03
 """Relative. A model of this kind is seldom better; runs much quieter than it count alike."""
+TIE_FACTOR = 1.02
+TIE_ERROR = 1e-4
+"""Forms whose errors on shapes left out differ by less than this do equally well."""
 BATCH_REACH = 2.0
 """How far outside the fitted runs' batches an interval is still given."""
 _HOST_TERMS: tuple[tuple[Term, ...], ...] = (
@@ -47,7 +51,12 @@ _HOST_TERMS: tuple[tuple[Term, ...], ...] = (
     ("step", "step and layer"),
     ("step", "step and sequence", "step and layer"),
 )
-_ROOFLINE_TERMS: tuple[tuple[Term, ...], ...] = (("roofline",), ("matrices", "attention"))
+_ROOFLINE_TERMS: tuple[tuple[Term, ...], ...] = (
+    ("roofline",),
+    ("matrices", "attention"),
+    ("roofline", "cache copy"),
+    ("matrices", "attention", "cache copy"),
+)
 
 
 class EngineKey(NamedTuple):
@@ -179,7 +188,11 @@ def fit_throughput(
             reason=f"{len(runs)} runs of {num_shapes} shapes with {key}: a host term and a scale need at least "
             f"{MIN_SHAPES} shapes and {2 + MIN_DEGREES_OF_FREEDOM} runs; measure more with `archfleet bench`"
         )
-    left_out_error, _, _, terms = min(usable)
+    # Among forms that do as well, the one with fewest terms, and the more ordinary one.
+    good_enough = TIE_FACTOR * min(usable)[0] + TIE_ERROR
+    _, _, left_out_error, terms = min(
+        (num_terms, index, error, terms) for error, num_terms, index, terms in usable if error <= good_enough
+    )
     return _fit_of(data, terms, key, profile, clock, level, left_out_error)
 
 
@@ -228,6 +241,7 @@ def _columns(cost: PassCost, shapes: Shapes, workload: Workload) -> dict[Term, F
         "roofline": cost.matrix_seconds + cost.attention_seconds,
         "matrices": zero + cost.matrix_seconds,
         "attention": zero + cost.attention_seconds,
+        "cache copy": zero + cost.cache_copy,
     }
 
 
@@ -245,7 +259,7 @@ def _relative_rate(run: ServingObservation, clock: Clock) -> tuple[float, float]
 
 def _admissible_forms(data: _Data) -> list[tuple[Term, ...]]:
     """Sets of terms that these runs can tell apart, with degrees of freedom to spare."""
-    forms = [host + roofline for host, roofline in itertools.product(_HOST_TERMS, _ROOFLINE_TERMS)]
+    forms = [host + roofline for roofline, host in itertools.product(_ROOFLINE_TERMS, _HOST_TERMS)]
     return [
         terms
         for terms in forms
@@ -330,6 +344,7 @@ class FittedSeconds(NamedTuple):
     seconds: Floats
     relative_half_width: Floats
     host_seconds: Floats
+    cache_seconds: Floats
     matrix_scale: float
     attention_scale: float
 
@@ -353,12 +368,14 @@ def fitted_seconds(fit: ThroughputFit, cost: PassCost, shapes: Shapes, workload:
     sd = np.maximum(np.sqrt(fit.residual_sd**2 + np.maximum(variance, 0)), fit.left_out_error)
     scale = values.get("roofline", 1.0)
     matrix_scale, attention_scale = values.get("matrices", scale), values.get("attention", scale)
+    cache_seconds = values.get("cache copy", 0.0) * columns["cache copy"]
     return FittedSeconds(
         seconds=np.asarray(seconds),
         relative_half_width=np.asarray(float(stats.t.ppf((1 + fit.level) / 2, fit.degrees_of_freedom)) * sd),
         host_seconds=np.asarray(
-            seconds - matrix_scale * cost.matrix_seconds - attention_scale * cost.attention_seconds
+            seconds - cache_seconds - matrix_scale * cost.matrix_seconds - attention_scale * cost.attention_seconds
         ),
+        cache_seconds=np.asarray(cache_seconds),
         matrix_scale=matrix_scale,
         attention_scale=attention_scale,
     )

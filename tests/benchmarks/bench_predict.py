@@ -46,14 +46,16 @@ GOAL_SPEARMAN, GOAL_SECONDS = 0.8, 2.0
 
 
 def shapes(num_parameters: int, *, smoke: bool) -> list[Architecture]:
-    """Shapes of equal N in a fixed random order: three widths times six pairs of (r, g), two layers, heads of 16."""
-    found = [
-        shape_near(num_parameters, d=d, r=r, g=g)
-        for d in (64, 96, 160)
-        for r, g in ((0.5, 1), (0.5, 4), (1.5, 1), (1.5, 2), (4.0, 1), (4.0, 4))
-    ]
-    random.Random(0).shuffle(found)
-    return found[: NUM_CALIBRATION + 2] if smoke else found
+    """Shapes of equal N: three widths times six pairs of (r, g), two layers, heads of 16.
+
+    The first six are to calibrate on: each pair once, the widths in turn. The others follow in a fixed random order.
+    """
+    widths, pairs = (64, 96, 160), ((0.5, 1), (0.5, 4), (1.5, 1), (1.5, 2), (4.0, 1), (4.0, 4))
+    first = [shape_near(num_parameters, d=widths[i % 3], r=r, g=g) for i, (r, g) in enumerate(pairs)]
+    found = [shape_near(num_parameters, d=d, r=r, g=g) for d in widths for r, g in pairs]
+    others = [shape for shape in found if shape not in first]
+    random.Random(0).shuffle(others)
+    return [*first, *(others[:2] if smoke else others)]
 
 
 def shape_near(num_parameters: int, *, d: int, r: float, g: int) -> Architecture:

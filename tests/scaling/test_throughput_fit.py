@@ -17,22 +17,22 @@ PROFILE = load_profile("cpu-generic")
 RECIPE = ServingRecipe(engine="transformers", dtype="float32")
 
 
-def shape(d: int, f: int, groups: int = 2, layers: int = 2) -> Architecture:
+def shape(d: int, f: int, groups: int = 2, layers: int = 2, kv_heads: int = 2) -> Architecture:
     return Architecture(
         hidden_size=d,
         intermediate_size=f,
         num_hidden_layers=layers,
-        num_attention_heads=2 * groups,
-        num_key_value_heads=2,
+        num_attention_heads=kv_heads * groups,
+        num_key_value_heads=kv_heads,
         head_dim=16,
         vocab_size=1024,
     )
 
 
 SHAPES = (
-    shape(64, 200),
+    shape(64, 200, kv_heads=6),
     shape(96, 128, 8),
-    shape(128, 64, 4),
+    shape(128, 64, 4, kv_heads=4),
     shape(48, 400, 1),
     shape(160, 256, 6),
     shape(80, 96, 12),
@@ -86,11 +86,13 @@ def observe(
     )
 
 
-def true_seconds(architecture, workload, *, step=0.004, sequence=2e-5, layer=0.0, matrices=1.7, attention=1.7):
+def true_seconds(
+    architecture, workload, *, step=0.004, sequence=2e-5, layer=0.0, matrices=1.7, attention=1.7, copies=0.0
+):
     cost = pass_cost(architecture, 1024, True, PROFILE, RECIPE, workload)
     host = step + sequence * workload.batch_size + layer * architecture.num_hidden_layers
     scaled = matrices * float(cost.matrix_seconds) + attention * float(cost.attention_seconds)
-    return workload.output_tokens * host + scaled
+    return workload.output_tokens * host + scaled + copies * float(cost.cache_copy)
 
 
 def campaign(shapes=SHAPES, batches=(16, 64), *, noise=0.0, seed=0, **truth):
@@ -130,6 +132,12 @@ def test_matrices_and_attention_get_a_scale_each_where_the_runs_say_so():
     found = values(fitted(campaign(matrices=1.2, attention=6.0, noise=0.01)))
     assert found["matrices"] == pytest.approx(1.2, rel=0.25)
     assert found["attention"] == pytest.approx(6.0, rel=0.25)
+
+
+def test_copies_of_the_cache_are_counted_where_an_engine_makes_them():
+    found = values(fitted(campaign(copies=3.0, noise=0.01)))
+    assert found["cache copy"] == pytest.approx(3.0, rel=0.25)
+    assert "cache copy" not in values(fitted(campaign()))
 
 
 def test_a_host_that_works_by_layer_is_told_from_one_that_does_not():
