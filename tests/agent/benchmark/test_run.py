@@ -40,13 +40,14 @@ def bench(engine="fake", **changes):
     return BenchAssignment(**(fields | changes))
 
 
-def broken_engine(tmp_path, **fields):
-    """An engine which says what the fake says, but for the given fields of its last messages."""
+def broken_engine(tmp_path, *, added=None, **fields):
+    """An engine which says what the fake says, but for the given fields, and those added to its result."""
     source = engine_named("fake").driver.read_text()
     patch = textwrap.dedent(f"""
-        CHANGES = {fields!r}
+        CHANGES, ADDED = {fields!r}, {added or {}!r}
         told = tell
         def tell(**fields):
+            fields |= ADDED if fields["event"] == "result" else {{}}
             told(**(fields | {{key: value for key, value in CHANGES.items() if key in fields}}))
         """)
     driver = tmp_path / "driver.py"
@@ -103,6 +104,40 @@ def test_doubts_become_flags(tmp_path, fields, flag):
     assert flag in observation.flags
 
 
+@pytest.mark.parametrize(
+    ("added", "flag"),
+    [
+        ({"num_preemptions": 1}, "preempted"),
+        ({"num_prefix_hits": 8}, "prefix-hits"),
+        ({"mean_running_sequences": 3.79}, "below-batch"),
+    ],
+)
+def test_what_the_engine_tells_of_its_window_becomes_flags(tmp_path, added, flag):
+    engine = broken_engine(tmp_path, added=added)
+    observation = last(run_benchmark(bench(), agent="a", work_directory=tmp_path, engine=engine))
+    assert flag in observation.flags
+
+
+def test_what_the_engine_tells_of_its_window_is_in_the_row(tmp_path):
+    percentiles = {"p50": 0.5, "p90": 0.9, "p99": 1.5}
+    added = {
+        "mean_running_sequences": 3.9,
+        "num_preemptions": 0,
+        "latencies": {"ttft": percentiles},
+        "not_measured": {"itl": "no times of tokens"},
+    }
+    engine = broken_engine(tmp_path, added=added)
+    observation = last(run_benchmark(bench(), agent="a", work_directory=tmp_path, engine=engine))
+    assert not {"preempted", "prefix-hits", "below-batch"} & set(observation.flags)
+    assert observation.mean_running_sequences.value == pytest.approx(3.9)
+    assert observation.num_preemptions == 0
+    ttft, tpot, itl = observation.latencies
+    assert [each.value for each in (ttft.p50, ttft.p90, ttft.p99)] == pytest.approx([0.5, 0.9, 1.5])
+    assert tpot.p50 == NotMeasured(reason="the engine does not tell the times of single requests")
+    assert itl.p99 == NotMeasured(reason="no times of tokens")
+    assert ServingObservation.model_validate_json(observation.model_dump_json()) == observation
+
+
 def test_few_repeats_are_flagged_and_one_has_no_interval(tmp_path):
     observation = last(run_benchmark(bench(num_repeats=1), agent="a", work_directory=tmp_path))
     assert "too-few-repeats" in observation.flags
@@ -147,6 +182,13 @@ def test_closing_the_generator_ends_the_engine(tmp_path):
 def test_engines_that_are_not_built_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="not built in this version"):
         next(run_benchmark(bench("sglang"), agent="a", work_directory=tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_engine_that_is_missing_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARCHFLEET_VLLM_PYTHON", "/nowhere/python")
+    with pytest.raises(ValueError, match=r"/nowhere/python \(named by ARCHFLEET_VLLM_PYTHON\), does not run"):
+        next(run_benchmark(bench("vllm"), agent="a", work_directory=tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 
 
