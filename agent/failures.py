@@ -8,6 +8,7 @@
     ├── DivergedError            nan-loss: the loss is not finite, or far above that of guessing
     ├── DeadlineError            timeout
     ├── PreemptedError           preempted: the machine is being taken away
+    ├── EngineMissingError       engine-start: this node lacks the engine (`agent/engines/interpreters.py`)
     └── DeviceError              hardware
 
 `classify` is the one place where foreign errors (MemoryError, torch's, the operating system's) are translated.
