@@ -20,9 +20,10 @@ import numpy as np
 
 from scaling.chinchilla import fit_chinchilla
 from scaling.fit import fit_conditional
+from scaling.held_out import held_out_scales
 from scaling.law import Floats
 from scaling.law_fit import LawFit, Optimum
-from scaling.points import ShapePoints, make_cells
+from scaling.points import ShapePoints, make_cells, make_scales
 from scaling.quantity import Interval
 
 _SIZE_COLUMNS = ("n_params", "n_params_non_embed", "n_params_total")
@@ -234,8 +235,38 @@ def _fit_conditional(table: RunsTable) -> dict[str, Any]:
         "num_left_out": fit.num_left_out,
         "references": [asdict(cell) for cell in fit.cells],
         "validation": _in_sample(fit, table),
+        "held_out_scales": _held_out_scales(points),
         "messages": [*table.messages, *fit.messages],
     }
+
+
+def _held_out_scales(points: ShapePoints) -> list[dict[str, Any]]:
+    """Fitted to the smaller sizes, judged on the next: the tasks of arXiv 2510.18245; none where there is one size."""
+    if len(make_scales(points.num_parameters)) < 2:
+        return []
+    try:
+        tasks = held_out_scales(points, num_bootstrap=20)
+    except ValueError:  # sizes differ, but not within the law's range of r
+        return []
+    return [
+        {
+            "fitted_sizes": list(task.fitted_sizes),
+            "held_out_size": task.held_out_size,
+            "mse": None if task.validation is None else task.validation.mse,
+            "spearman": None if task.validation is None else task.validation.spearman,
+            "num_points": None if task.validation is None else task.validation.num_points,
+            "reason": task.reason,
+        }
+        for task in tasks
+    ]
+
+
+def _describe_held_out(task: dict[str, Any]) -> str:
+    start = f"  held out N = {task['held_out_size']:.3g}, fitted to {len(task['fitted_sizes'])} smaller size(s): "
+    if task["mse"] is None:
+        return f"{start}no prediction ({task['reason']})"
+    rank = "too few for a rank correlation" if task["spearman"] is None else f"Spearman {task['spearman']:.2f}"
+    return f"{start}mean squared error {task['mse']:.2g} nats², {rank}, {task['num_points']} runs"
 
 
 def _optimum(optimum: Optimum | None) -> dict[str, Any] | None:
@@ -337,5 +368,6 @@ def describe_fit(result: dict[str, Any]) -> str:
             lines.append(f"  {name[0]}* = {found['value']:.4g}  {ends}")
     if result.get("residual_sd") is not None:
         lines.append(f"  residual sd {result['residual_sd']:.4f} nats per token")
+    lines += [_describe_held_out(task) for task in result.get("held_out_scales", ())]
     lines.append("  converged" if result["converged"] else "  not converged")
     return "\n".join([*lines, *(f"  - {message}" for message in result["messages"])])

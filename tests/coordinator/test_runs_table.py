@@ -178,3 +178,11 @@ def test_a_fit_that_cannot_be_told_is_a_result_and_not_an_error(tmp_path: Path) 
 def test_an_unknown_law_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chinchilla or conditional, not 'kaplan'"):
         fit_table(read_runs_table(write(tmp_path, chinchilla_text())), "kaplan")
+
+
+def test_conditional_fit_of_several_sizes_tells_how_it_predicts_the_next_one() -> None:
+    table = read_runs_table(Path(__file__).parents[1] / "data" / "paper_like_runs.csv")
+    result = fit_table(table, "conditional")
+    assert [len(task["fitted_sizes"]) for task in result["held_out_scales"]] == [1, 2]
+    assert all(task["spearman"] > 0.8 for task in result["held_out_scales"])
+    assert "held out N = 2.97e+08" in describe_fit(result)
