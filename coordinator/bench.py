@@ -150,12 +150,22 @@ def run_bench(campaign: Campaign, directory: Path, *, console: Console, engine: 
     return record
 
 
+FOLLOWS_THE_SHAPE = frozenset({"kv_blocks"})
+"""Parts of an engine's fingerprint that differ between architectures on one and the same engine."""
+
+
+def _versions(restart: Restart) -> dict[str, str]:
+    return {name: value for name, value in restart.ready.versions.items() if name not in FOLLOWS_THE_SHAPE}
+
+
 def _refuse_a_mixture(restarts: Sequence[SlotResult], new: Restart, directory: Path) -> None:
     """A campaign that goes on must do so on the same device with the same versions."""
     old = next((r.outcome for r in restarts if isinstance(r.outcome, Restart)), None)
-    if old is None or (old.ready.device, old.ready.versions) == (new.ready.device, new.ready.versions):
+    if old is None:
         return
-    before, now = ({"device": one.ready.device.name, **one.ready.versions} for one in (old, new))
+    before, now = ({"device": one.ready.device.name, **_versions(one)} for one in (old, new))
+    if before == now and old.ready.device == new.ready.device:
+        return
     changed = [name for name in before | now if before.get(name) != now.get(name)] or ["memory of the device"]
     words = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
     raise UserError(

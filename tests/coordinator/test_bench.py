@@ -125,6 +125,14 @@ def test_going_on_with_other_versions_is_refused(tmp_path):
     assert len(read_record(tmp_path).restarts) == 2
 
 
+def test_cache_blocks_that_follow_the_shape_are_no_other_version(tmp_path):
+    other = fake_that("request['seed'] == 2", "tell_as('2')", tmp_path)
+    driver = other.driver.read_text()
+    driver = driver.replace('versions={"fake": "1"}', 'versions={"fake": "1", "kv_blocks": str(request["seed"])}')
+    other.driver.write_text(driver.replace("    if request['seed'] == 2: tell_as('2')\n", ""))
+    assert run_bench(fake(), tmp_path, console=CONSOLE, engine=other).is_finished
+
+
 def test_a_row_that_breaks_leaves_the_others_and_is_told(tmp_path):
     engine = fake_that("config['hidden_size'] == 1024", "raise SystemExit('no such kernel')", tmp_path)
     record = run_bench(fake(), tmp_path / "out", console=CONSOLE, engine=engine)
