@@ -67,5 +67,11 @@ class ServingRecipe(Value):
 
     engine: EngineName = "transformers"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantization: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")
+    """The engine's name of a weight quantisation, passed through, e.g. "fp8"; null for weights of `dtype`."""
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """Of cached keys and values; "auto" is `dtype`."""
+    tensor_parallel_size: PositiveInt = 1
+    """Devices that share every matrix."""
     num_threads: PositiveInt = 1
     """CPU threads of the engine; ignored on an accelerator."""

@@ -221,6 +221,9 @@ def _request(run: _Run, repeat: int) -> EngineRequest:
     return EngineRequest(
         config_directory=str(run.directory.resolve()),
         dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        kv_cache_dtype=recipe.kv_cache_dtype,
+        tensor_parallel_size=recipe.tensor_parallel_size,
         num_threads=recipe.num_threads,
         batch_size=workload.batch_size,
         input_tokens=workload.input_tokens,

@@ -46,6 +46,9 @@ class EngineRequest(Value):
     config_directory: str
     """A directory with config.json; weights are random."""
     dtype: str
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    tensor_parallel_size: PositiveInt = 1
     num_threads: PositiveInt
     batch_size: PositiveInt
     input_tokens: PositiveInt
