@@ -1,6 +1,9 @@
-"""The Fleet protocol and the events a fleet tells the coordinator."""
+"""The Fleet protocol and the events a fleet tells the coordinator.
 
-from dataclasses import dataclass
+Agents have names that the fleet gives. Times in events are none: the coordinator's own monotonic clock decides.
+"""
+
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.assignment import BenchAssignment, TrainAssignment
@@ -14,7 +17,14 @@ class AgentJoined:
 
     agent: str
     hardware: str
+    """Profile id of its accelerator, or of its CPU."""
     pid: int
+    node: str = ""
+    """Name of the machine it runs on, as the fleet knows it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """archfleet, python, torch, driver, cuda and engines, as the agent found them."""
+    clock_offset_seconds: float | None = None
+    """Its wall clock minus the coordinator's, half the round trip removed; null where it was not asked."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,27 @@ class AgentLost:
 
     agent: str
     reason: str
+
+
+@dataclass(frozen=True)
+class AgentDraining:
+    """The machine of an agent is about to be taken away: no new work; what runs is to save itself and go on elsewhere.
+
+    The agent's trial ends as a `preempted` failure whose checkpoint is kept; `AgentLost` follows.
+    """
+
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CanaryMeasured:
+    """The fixed canary benchmark on an agent, in its own unit per second; higher is faster."""
+
+    agent: str
+    kind: str
+    """What was measured, e.g. "gemm"."""
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +66,7 @@ class Reported:
     item: Progress | Observation
 
 
-FleetEvent = AgentJoined | AgentLost | Reported
+FleetEvent = AgentJoined | AgentLost | AgentDraining | CanaryMeasured | Reported
 
 
 class Fleet(Protocol):
@@ -46,6 +77,9 @@ class Fleet(Protocol):
 
     def probe(self, architecture: Architecture, *, seconds: float) -> list[float]:
         """Training tokens/s of this shape on every agent, all probed at the same time."""
+
+    def canary(self, agent: str) -> None:
+        """Run the canary on an idle agent; `CanaryMeasured` follows."""
 
     def assign(self, agent: str, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> None:
         """Start an assignment on an idle agent."""
