@@ -15,7 +15,7 @@ from coordinator.analysis import analyse
 from coordinator.budget import Speed, speed_from_probes, token_scale
 from coordinator.dispatch import Accept, Dispatch, Fail, Instruction, Reject, Renew, Restart, Start
 from coordinator.errors import UserError
-from coordinator.fleet.base import AgentJoined, AgentLost, Fleet, FleetEvent, Reported
+from coordinator.fleet.base import AgentDraining, AgentJoined, AgentLost, CanaryMeasured, Fleet, FleetEvent, Reported
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.recommendation import make_recommendation
 from coordinator.snapshot import RunningTrial, Snapshot, View
@@ -172,8 +172,10 @@ class Coordinator:
         match event:
             case AgentJoined(agent):
                 return self._dispatch.agent_joined(agent, now=now)
-            case AgentLost(agent, reason):
+            case AgentLost(agent, reason) | AgentDraining(agent, reason):
                 return self._dispatch.agent_lost(agent, reason, now=now)
+            case CanaryMeasured():
+                return []
             case Reported(agent, trial_id, epoch, item):
                 return self._dispatch.reported(agent, trial_id, epoch, item, now=now)
 

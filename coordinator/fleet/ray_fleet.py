@@ -21,8 +21,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from agent.assignment import AssignmentAdapter, BenchAssignment, TrainAssignment
+from agent.engines.canary import KIND as CANARY_KIND
+from agent.engines.canary import measure_canary
 from coordinator.errors import UserError
-from coordinator.fleet.base import AgentJoined, AgentLost, FleetEvent, Reported
+from coordinator.fleet.base import AgentJoined, AgentLost, CanaryMeasured, FleetEvent, Reported
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
 
@@ -58,6 +60,10 @@ class AgentActor:
         """Training tokens/s of a shape on this agent."""
         return float(self._worker.probe(Architecture.model_validate_json(architecture), seconds))
 
+    def canary(self) -> float:
+        """The canary's rate on this agent, in FLOP/s."""
+        return measure_canary()
+
     def run(self, assignment: str) -> Iterator[str]:
         """Run one assignment: JSON progress, then the JSON observation."""
         for item in self._worker.run(AssignmentAdapter.validate_json(assignment)):
@@ -69,6 +75,7 @@ class _Agent:
     handle: Any
     describing: Any = None
     stream: Any = None
+    canary: Any = None
     trial_id: str = ""
     epoch: int = 0
     joined: bool = False
@@ -101,6 +108,11 @@ class RayFleet:
         text = architecture.model_dump_json()
         return list(self._ray.get([a.handle.probe.remote(text, seconds) for a in self._agents.values() if a.joined]))
 
+    def canary(self, agent: str) -> None:
+        """Run the canary on an idle agent; `poll` tells its rate."""
+        slot = self._agents[agent]
+        slot.canary = slot.handle.canary.remote()
+
     def assign(self, agent: str, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> None:
         """Start an assignment on an idle agent."""
         slot = self._agents[agent]
@@ -118,7 +130,7 @@ class RayFleet:
         """What happened since the last call; waits up to the time-out for a first event."""
         waiting = {}
         for name, slot in self._agents.items():
-            if (pending := slot.describing or slot.stream) is not None:
+            if (pending := slot.describing or slot.canary or slot.stream) is not None:
                 waiting[pending] = name
         if not waiting:
             time.sleep(timeout_seconds)
@@ -149,6 +161,10 @@ class RayFleet:
                 facts = self._ray.get(slot.describing)
                 slot.describing, slot.joined, self._failed_starts = None, True, 0
                 return AgentJoined(name, facts["hardware"], facts["pid"])
+            if slot.canary is not None:
+                rate = self._ray.get(slot.canary)
+                slot.canary = None
+                return CanaryMeasured(name, CANARY_KIND, rate)
             return self._next_report(name, slot)
         except self._ray.exceptions.RayError as error:
             return self._lost(name, error)
