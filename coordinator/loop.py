@@ -15,7 +15,16 @@ from coordinator.analysis import analyse
 from coordinator.budget import Speed, speed_from_probes, token_scale
 from coordinator.dispatch import Accept, Dispatch, Fail, Instruction, Reject, Renew, Restart, Start
 from coordinator.errors import UserError
-from coordinator.fleet.base import AgentDraining, AgentJoined, AgentLost, CanaryMeasured, Fleet, FleetEvent, Reported
+from coordinator.fleet.base import (
+    AgentAlive,
+    AgentDraining,
+    AgentJoined,
+    AgentLost,
+    CanaryMeasured,
+    Fleet,
+    FleetEvent,
+    Reported,
+)
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.recommendation import make_recommendation
 from coordinator.snapshot import RunningTrial, Snapshot, View
@@ -174,7 +183,7 @@ class Coordinator:
                 return self._dispatch.agent_joined(agent, now=now)
             case AgentLost(agent, reason) | AgentDraining(agent, reason):
                 return self._dispatch.agent_lost(agent, reason, now=now)
-            case CanaryMeasured():
+            case CanaryMeasured() | AgentAlive():
                 return []
             case Reported(agent, trial_id, epoch, item):
                 return self._dispatch.reported(agent, trial_id, epoch, item, now=now)
@@ -261,7 +270,7 @@ class Coordinator:
             case AgentLost(agent, reason):
                 self._set_agent_state(agent, "lost")
                 self.view.note(f"{agent} was lost ({reason}); starting another")
-            case Reported(agent):
+            case Reported(agent) | AgentAlive(agent):
                 self._set_agent_state(agent)
 
     def _set_agent_state(self, agent: str, state: str | None = None) -> None:

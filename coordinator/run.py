@@ -18,6 +18,7 @@ from rich.console import Console
 from agent.training.corpus import build_stdlib_corpus
 from coordinator.errors import StoreError, UserError
 from coordinator.fleet.ray_fleet import RayFleet
+from coordinator.fleet.ray_session import LocalSession
 from coordinator.live import clock, open_view
 from coordinator.loop import Coordinator, blob_directory, work_directory
 from coordinator.metrics import serve_metrics
@@ -105,10 +106,12 @@ def _coordinator(
     run_directory = store.run_directory
     corpus_id = store.meta("corpus_id") or _build_corpus(store, view)
     num_agents = options.num_agents or min(len(os.sched_getaffinity(0)), store.study().budget.max_agents)
+    session = LocalSession(num_cpus=num_agents, record=work_directory(run_directory) / "ray-session.json")
     fleet = RayFleet(
-        num_agents=num_agents,
+        session,
+        max_agents=num_agents,
         blob_directory=blob_directory(run_directory),
-        work_directory=work_directory(run_directory),
+        work_directory=work_directory(run_directory).resolve(),
     )
     return Coordinator(
         store=store,

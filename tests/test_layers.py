@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = ("hwprofiles", "scaling", "agent", "coordinator")
 HOMES = {
-    "ray": ("coordinator/fleet/ray_fleet.py",),
+    "ray": ("coordinator/fleet/ray_fleet.py", "coordinator/fleet/ray_session.py"),
     "torch": ("agent/training/", "agent/engines/", "agent/device.py"),
     "transformers": ("agent/training/", "agent/engines/"),
     "vllm": ("agent/engines/",),

@@ -36,6 +36,13 @@ class AgentLost:
 
 
 @dataclass(frozen=True)
+class AgentAlive:
+    """An agent with nothing to tell has answered."""
+
+    agent: str
+
+
+@dataclass(frozen=True)
 class AgentDraining:
     """The machine of an agent is about to be taken away: no new work; what runs is to save itself and go on elsewhere.
 
@@ -66,7 +73,7 @@ class Reported:
     item: Progress | Observation
 
 
-FleetEvent = AgentJoined | AgentLost | AgentDraining | CanaryMeasured | Reported
+FleetEvent = AgentJoined | AgentAlive | AgentLost | AgentDraining | CanaryMeasured | Reported
 
 
 class Fleet(Protocol):

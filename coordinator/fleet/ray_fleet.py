@@ -1,107 +1,92 @@
-"""RayFleet: one agent actor per CPU core of a local Ray cluster. The only file that imports ray.
+"""RayFleet: one agent actor per accelerator of a Ray cluster, or per CPU where a node has none.
 
-An actor runs one assignment at a time as a streaming generator: every `Progress` and the final observation
-arrive as JSON text. Blobs travel through Ray's object store and are verified by hash where they arrive.
-Ray is transport and placement; leases, epochs and retries are dispatch's.
+Agents are pinned to their node. Reports come through one channel an agent: a fetch that waits on the agent for
+something to tell and takes all there is. Blobs travel through Ray's object store and are verified by hash where they
+arrive. Nodes may come and go: their agents join and are lost. Ray is transport and placement; leases, epochs and
+retries are dispatch's.
 """
 
-import json
-import os
-import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from agent.assignment import AssignmentAdapter, BenchAssignment, TrainAssignment
+from agent.assignment import BenchAssignment, TrainAssignment
 from agent.engines.canary import KIND as CANARY_KIND
-from agent.engines.canary import measure_canary
 from coordinator.errors import UserError
-from coordinator.fleet.base import AgentJoined, AgentLost, CanaryMeasured, FleetEvent, Reported
+from coordinator.fleet.actor import AgentActor
+from coordinator.fleet.base import (
+    AgentAlive,
+    AgentDraining,
+    AgentJoined,
+    AgentLost,
+    CanaryMeasured,
+    FleetEvent,
+    Reported,
+)
+from coordinator.fleet.placement import Slot, slots_of
+from coordinator.fleet.ray_session import RaySession
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
 
-PACKAGES = ("hwprofiles", "scaling", "agent", "coordinator")
-OBJECT_STORE_BYTES = 100 * 2**20
 MAX_FAILED_STARTS = 3
+FETCH_SECONDS = 5.0
+"""An agent that has nothing to tell answers after this long: its sign of life."""
+NODE_CHECK_SECONDS = 5.0
 
 _item_adapter: TypeAdapter[Progress | Observation] = TypeAdapter(Progress | Observation)
 
 
-class AgentActor:
-    """What runs inside a Ray actor: a plain Worker, spoken to in JSON."""
+class RayActor(AgentActor):
+    """An agent's actor whose blobs come through Ray's object store."""
 
-    def __init__(self, agent: str, work_directory: str, blobs: dict[str, list[Any]]) -> None:
-        from agent.worker import Worker
-
-        def fetch(sha256: str) -> bytes:
+    def __init__(self, agent: str, work_directory: str, blobs: Mapping[str, list[Any]]) -> None:
+        def fetch_blob(sha256: str) -> bytes:
             import ray
 
             if sha256 not in blobs:
                 raise KeyError(f"the coordinator published no blob {sha256}")
             return bytes(ray.get(blobs[sha256][0]))
 
-        self._worker = Worker(agent, Path(work_directory), fetch)
-
-    def describe(self) -> dict[str, Any]:
-        """Which hardware this is, and the process that serves it."""
-        from agent.device import describe_device
-
-        return {"hardware": describe_device().hardware, "pid": os.getpid()}
-
-    def probe(self, architecture: str, seconds: float) -> float:
-        """Training tokens/s of a shape on this agent."""
-        return float(self._worker.probe(Architecture.model_validate_json(architecture), seconds))
-
-    def canary(self) -> float:
-        """The canary's rate on this agent, in FLOP/s."""
-        return measure_canary()
-
-    def run(self, assignment: str) -> Iterator[str]:
-        """Run one assignment: JSON progress, then the JSON observation."""
-        for item in self._worker.run(AssignmentAdapter.validate_json(assignment)):
-            yield item.model_dump_json()
+        super().__init__(agent, work_directory, fetch_blob)
 
 
 @dataclass
 class _Agent:
+    slot: Slot
     handle: Any
-    describing: Any = None
-    stream: Any = None
-    canary: Any = None
-    trial_id: str = ""
-    epoch: int = 0
+    pending: dict[Any, Callable[[Any], list[FleetEvent]]] = field(default_factory=dict)
+    """Calls that have not returned, each with what to make of its result."""
     joined: bool = False
+    draining: bool = False
 
 
 class RayFleet:
-    """Agents on a local Ray cluster that this fleet starts, and stops."""
+    """Agents on the Ray cluster that `session` reaches."""
 
-    def __init__(self, *, num_agents: int, blob_directory: Path, work_directory: Path) -> None:
-        self._num_agents = num_agents
+    def __init__(self, session: RaySession, *, max_agents: int, blob_directory: Path, work_directory: Path) -> None:
+        self._session = session
+        self._max_agents = max_agents
         self._blob_directory = blob_directory
-        self._work_directory = work_directory.resolve()
-        self._session = _Session(work_directory / "ray-session.json")
+        self._work_directory = work_directory
         self._agents: dict[str, _Agent] = {}
         self._blobs: dict[str, list[Any]] = {}
+        self._checkpoints: dict[str, Any] = {}
+        """Packed checkpoints of trials that were interrupted, in Ray's object store."""
         self._failed_starts = 0
+        self._nodes_checked = 0.0
         self._ray: Any = None
 
     def start(self) -> None:
-        """Start Ray on loopback with token authentication, publish the blobs, start the agents."""
-        self._session.clean_up_after_a_kill()
-        self._ray = _start_ray(self._num_agents, self._session)
+        """Connect to Ray, publish the blobs, start the agents."""
+        self._ray = self._session.connect()
         for blob in sorted(self._blob_directory.iterdir()):
             self._blobs[blob.name] = [self._ray.put(blob.read_bytes())]
-        for number in range(self._num_agents):
-            self._start_agent(f"agent-{number}")
+        self._follow_nodes()
 
     def probe(self, architecture: Architecture, *, seconds: float) -> list[float]:
         """Training tokens/s of this shape on every joined agent, all probed at the same time."""
@@ -110,158 +95,136 @@ class RayFleet:
 
     def canary(self, agent: str) -> None:
         """Run the canary on an idle agent; `poll` tells its rate."""
-        slot = self._agents[agent]
-        slot.canary = slot.handle.canary.remote()
+        self._call(self._agents[agent], "canary", then=lambda rate: [CanaryMeasured(agent, CANARY_KIND, rate)])
 
     def assign(self, agent: str, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> None:
-        """Start an assignment on an idle agent."""
-        slot = self._agents[agent]
-        slot.trial_id, slot.epoch = trial_id, epoch
-        slot.stream = slot.handle.run.options(num_returns="streaming").remote(assignment.model_dump_json())
+        """Start an assignment on an idle agent, from the checkpoint that an interrupted attempt sent along."""
+        checkpoint = self._checkpoints.get(trial_id)
+        text = assignment.model_dump_json()
+        self._call(self._agents[agent], "start", trial_id, epoch, text, checkpoint, then=lambda _: [])
 
     def restart(self, agent: str) -> None:
         """Kill an agent; `poll` notices its end and starts another in its place."""
-        slot = self._agents[agent]
-        self._ray.kill(slot.handle)
-        if slot.stream is None and slot.describing is None:
-            slot.describing = slot.handle.describe.remote()
+        known = self._agents.get(agent)
+        if known is not None:
+            self._ray.kill(known.handle)
+            self._call(known, "describe", then=lambda _: [])
 
     def poll(self, *, timeout_seconds: float) -> list[FleetEvent]:
         """What happened since the last call; waits up to the time-out for a first event."""
-        waiting = {}
-        for name, slot in self._agents.items():
-            if (pending := slot.describing or slot.canary or slot.stream) is not None:
-                waiting[pending] = name
-        if not waiting:
-            time.sleep(timeout_seconds)
-            return []
+        gone = self._follow_nodes() if time.monotonic() - self._nodes_checked >= NODE_CHECK_SECONDS else []
+        waiting = {call: agent for agent in self._agents.values() for call in agent.pending}
+        if gone or not waiting:
+            if not gone:
+                time.sleep(timeout_seconds)
+            return gone
         ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready:
             ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
-        return [event for pending in ready if (event := self._event(waiting[pending])) is not None]
+        return [event for call in ready for event in self._returned(waiting[call], call)]
 
     def stop(self) -> None:
-        """End Ray and everything it started, and remove its temporary files."""
+        """Leave the cluster, ending the agents; a local cluster ends with all it started."""
         if self._ray is not None:
+            for agent in self._agents.values():
+                with suppress(Exception):
+                    self._ray.kill(agent.handle)
             with suppress(Exception):
                 self._ray.shutdown()
             self._ray = None
-        self._session.remove()
+        self._session.close()
 
-    def _start_agent(self, name: str) -> None:
-        handle = self._ray.remote(num_cpus=1, max_restarts=0)(AgentActor).remote(
-            name, str(self._work_directory), self._blobs
-        )
-        self._agents[name] = _Agent(handle, describing=handle.describe.remote())
+    def _follow_nodes(self) -> list[FleetEvent]:
+        """Start agents on nodes that came; drop those of nodes that went."""
+        self._nodes_checked = time.monotonic()
+        prefix = "agent" if self._session.is_local else None
+        found = slots_of(self._ray.nodes(), max_agents=self._max_agents, prefix=prefix)
+        slots = {slot.agent: slot for slot in found}
+        gone = [name for name in self._agents if name not in slots]
+        for name in gone:
+            del self._agents[name]
+        for name, slot in slots.items():
+            if name not in self._agents:
+                self._start_agent(slot)
+        return [AgentLost(name, "its node left the cluster") for name in gone]
 
-    def _event(self, name: str) -> FleetEvent | None:
-        slot = self._agents[name]
+    def _start_agent(self, slot: Slot) -> None:
+        affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        # One thread works, one waits in `fetch`, the others answer at once.
+        actor = self._ray.remote(
+            num_cpus=0 if slot.num_gpus else 1,
+            num_gpus=slot.num_gpus,
+            max_restarts=0,
+            max_concurrency=8,
+            scheduling_strategy=affinity(slot.node_id, soft=False),
+            runtime_env={"env_vars": _pretence(slot)} if slot.pretended_hardware else None,
+        )(RayActor)
+        handle = actor.remote(slot.agent, str(self._work_directory), self._blobs)
+        agent = self._agents[slot.agent] = _Agent(slot, handle)
+        asked = time.time()
+        self._call(agent, "describe", then=lambda facts: self._described(agent, facts, asked))
+
+    def _described(self, agent: _Agent, facts: dict[str, Any], asked_unix: float) -> list[FleetEvent]:
+        agent.joined, self._failed_starts = True, 0
+        self._fetch(agent)
+        return [
+            AgentJoined(
+                agent.slot.agent,
+                facts["hardware"],
+                facts["pid"],
+                node=agent.slot.node,
+                versions=facts["versions"],
+                clock_offset_seconds=None if self._session.is_local else facts["unix"] - (asked_unix + time.time()) / 2,
+            )
+        ]
+
+    def _fetch(self, agent: _Agent) -> None:
+        self._call(agent, "fetch", FETCH_SECONDS, then=lambda answer: self._fetched(agent, *answer))
+
+    def _fetched(self, agent: _Agent, messages: list[Any], drain_reason: str) -> list[FleetEvent]:
+        self._fetch(agent)
+        name = agent.slot.agent
+        events: list[FleetEvent] = []
+        if drain_reason and not agent.draining:
+            agent.draining = True
+            events.append(AgentDraining(name, drain_reason))
+        for message in messages:
+            self._keep_checkpoint(message)
+            item = _item_adapter.validate_json(message.item)
+            events.append(Reported(name, message.trial_id, message.epoch, item))
+        return events or [AgentAlive(name)]
+
+    def _keep_checkpoint(self, message: Any) -> None:
+        if message.is_final:
+            self._checkpoints.pop(message.trial_id, None)
+        if message.checkpoint is not None and not self._session.is_local:
+            self._checkpoints[message.trial_id] = self._ray.put(message.checkpoint)
+
+    def _call(self, agent: _Agent, method: str, *arguments: Any, then: Callable[[Any], list[FleetEvent]]) -> None:
+        agent.pending[getattr(agent.handle, method).remote(*arguments)] = then
+
+    def _returned(self, agent: _Agent, call: Any) -> list[FleetEvent]:
+        then = agent.pending.pop(call, None)
+        if then is None:  # the agent was lost by an earlier call of this poll
+            return []
         try:
-            if slot.describing is not None:
-                facts = self._ray.get(slot.describing)
-                slot.describing, slot.joined, self._failed_starts = None, True, 0
-                return AgentJoined(name, facts["hardware"], facts["pid"])
-            if slot.canary is not None:
-                rate = self._ray.get(slot.canary)
-                slot.canary = None
-                return CanaryMeasured(name, CANARY_KIND, rate)
-            return self._next_report(name, slot)
+            return then(self._ray.get(call))
         except self._ray.exceptions.RayError as error:
-            return self._lost(name, error)
+            return [self._lost(agent, error)]
 
-    def _next_report(self, name: str, slot: _Agent) -> FleetEvent | None:
-        try:
-            item = _item_adapter.validate_json(self._ray.get(next(slot.stream)))
-        except StopIteration:
-            slot.stream = None
-            return None
-        if not isinstance(item, Progress):
-            slot.stream = None  # the observation is a stream's last word
-        return Reported(name, slot.trial_id, slot.epoch, item)
-
-    def _lost(self, name: str, error: Exception) -> FleetEvent:
-        if not self._agents[name].joined:
+    def _lost(self, agent: _Agent, error: Exception) -> FleetEvent:
+        if not agent.joined:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise UserError(f"agents do not start: {_first_line(error)}. `python -m agent --help` may tell more.")
-        self._ray.kill(self._agents[name].handle)
-        self._start_agent(name)
-        return AgentLost(name, _first_line(error))
+        agent.pending.clear()
+        self._ray.kill(agent.handle)
+        self._start_agent(agent.slot)
+        return AgentLost(agent.slot.agent, _first_line(error))
 
 
-class _Session:
-    """Ray's temporary files of this run: a short path (Unix sockets allow 107 bytes), removed at the end.
-
-    Its place is written down in the run, so that after a kill -9 the next start removes what was left.
-    """
-
-    def __init__(self, record: Path) -> None:
-        self._record = record
-        self.directory: Path | None = None
-
-    def clean_up_after_a_kill(self) -> None:
-        """Remove the temporary files of a session that was killed."""
-        if self._record.is_file():
-            with suppress(ValueError, KeyError):
-                shutil.rmtree(json.loads(self._record.read_text())["directory"], ignore_errors=True)
-            self._record.unlink()
-
-    def create(self) -> Path:
-        """A new private directory with an authentication token only this user can read."""
-        self.directory = Path(tempfile.mkdtemp(prefix="archfleet-ray-"))
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        self._record.write_text(json.dumps({"directory": str(self.directory)}))
-        token = self.directory / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        return self.directory
-
-    def remove(self) -> None:
-        """Remove the session's files."""
-        if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self._record.unlink(missing_ok=True)
-            self.directory = None
-
-
-def _start_ray(num_agents: int, session: _Session) -> Any:
-    directory = session.create()
-    (directory / "cwd").mkdir()
-    os.environ.update(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(directory / "token"),
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    )
-    import ray
-
-    ray.init(
-        num_cpus=num_agents,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-        _temp_dir=str(directory),
-        _node_ip_address="127.0.0.1",
-        # A dedicated working directory: otherwise the driver's own folder leads every worker's import path.
-        runtime_env={
-            "working_dir": str(directory / "cwd"),
-            "py_modules": [str(folder) for folder in package_folders()],
-            "env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        },
-    )
-    return ray
-
-
-def package_folders() -> list[Path]:
-    """The four packages, checked to be siblings: generic names must not pick up a stranger's `agent`."""
-    folders = [Path(str(import_module(name).__file__)).parent for name in PACKAGES]
-    if len({folder.parent for folder in folders}) != 1:
-        listing = "\n".join(f"  {folder}" for folder in folders)
-        raise UserError(
-            f"archfleet's packages are not side by side; another package of that name is in the way:\n{listing}"
-        )
-    return folders
+def _pretence(slot: Slot) -> dict[str, str]:
+    return {"ARCHFLEET_PRETENDED_HARDWARE": str(slot.pretended_hardware)}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,111 @@
+"""The agent's actor: a plain Worker on a thread of its own, spoken to in JSON. Imports no Ray.
+
+    start        give it a trial; returns at once
+    fetch        what it has to tell, waiting a while for something
+    preempt      stop what runs; a training saves its checkpoint and sends it along
+
+A machine that is about to be taken away says so by a file: where `ARCHFLEET_DRAIN_FILE` names one and it exists,
+every agent of that machine drains. A batch system's signal handler or a cloud's preemption hook has only to touch it.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from agent.archive import pack, unpack
+from agent.assignment import AssignmentAdapter
+from agent.device import describe_device, make_provenance, versions
+from agent.engines.canary import measure_canary
+from agent.worker import Worker
+from coordinator.fleet.outbox import Message, Outbox
+from scaling.architecture import Architecture
+from scaling.observations import Failure, Observation, Progress
+
+DRAIN_VARIABLE = "ARCHFLEET_DRAIN_FILE"
+
+
+class AgentActor:
+    """One agent. `fetch_blob` gives the contents of a blob by its SHA-256."""
+
+    def __init__(self, agent: str, work_directory: str, fetch_blob: Callable[[str], bytes]) -> None:
+        self._agent = agent
+        self._work_directory = Path(work_directory)
+        self._worker = Worker(agent, self._work_directory, fetch_blob)
+        self._outbox = Outbox()
+        self._preempted = threading.Event()
+        self._reason = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Which hardware this is, the process that serves it, and the time of its wall clock."""
+        return {
+            "hardware": describe_device().hardware,
+            "pid": os.getpid(),
+            "versions": dict(versions()),
+            "unix": time.time(),
+        }
+
+    def probe(self, architecture: str, seconds: float) -> float:
+        """Training tokens/s of a shape on this agent."""
+        return float(self._worker.probe(Architecture.model_validate_json(architecture), seconds))
+
+    def canary(self) -> float:
+        """The canary's rate on this agent, in FLOP/s."""
+        return measure_canary()
+
+    def start(self, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None = None) -> None:
+        """Begin a trial on a thread of its own, from a packed checkpoint if one is given."""
+        work = (trial_id, epoch, assignment, checkpoint)
+        threading.Thread(target=self._work, args=work, name=f"trial {trial_id}", daemon=True).start()
+
+    def fetch(self, timeout_seconds: float) -> tuple[list[Message], str]:
+        """What there is to tell, and why this agent drains ("" while it does not)."""
+        if not self._preempted.is_set() and (reason := drain_reason()):
+            self.preempt(reason)
+        return self._outbox.take(timeout_seconds), self._reason
+
+    def preempt(self, reason: str) -> None:
+        """Ask the running trial to save itself and stop; it ends as a `preempted` failure."""
+        self._reason = reason
+        self._preempted.set()
+
+    def _work(self, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None) -> None:
+        task = AssignmentAdapter.validate_json(assignment)
+        directory = self._work_directory / "checkpoints" / task.id
+        started_at, started = time.time(), time.monotonic()
+
+        def tell(item: Progress | Observation, packed: bytes | None = None) -> bool:
+            is_final = not isinstance(item, Progress)
+            self._outbox.put(Message(trial_id, epoch, item.model_dump_json(), is_final, packed))
+            return is_final
+
+        if checkpoint is not None and not directory.exists():
+            tell(Progress(assignment_id=trial_id, done_fraction=0.0, message=_take_up(checkpoint, directory)))
+        with closing(self._worker.run(task)) as items:
+            for item in items:
+                if tell(item):
+                    return
+                if self._preempted.is_set():
+                    break
+        provenance = make_provenance(agent=self._agent, started_at_unix=started_at, seconds=time.monotonic() - started)
+        message = f"agent {self._agent} was asked to leave: {self._reason}"
+        failure = Failure(assignment_id=trial_id, failure_kind="preempted", message=message, provenance=provenance)
+        tell(failure, pack(directory))
+
+
+def _take_up(checkpoint: bytes, directory: Path) -> str:
+    """Unpack the checkpoint that an interrupted attempt sent along; returns a sentence on how that went."""
+    try:
+        unpack(checkpoint, directory)
+    except (ValueError, OSError) as error:
+        return f"starting afresh: the checkpoint that was sent along is unusable: {error}"
+    return "the checkpoint of the interrupted attempt has arrived"
+
+
+def drain_reason() -> str:
+    """Why this machine is about to be taken away; "" while it is not."""
+    file = os.environ.get(DRAIN_VARIABLE, "")
+    return f"{DRAIN_VARIABLE} {file} exists" if file and Path(file).exists() else ""

@@ -1,0 +1,204 @@
+"""RaySession: how this process reaches Ray. A cluster of its own on loopback, or one that is there already.
+
+Whoever reaches a Ray cluster can run code on it, so both are used with token authentication alone: a local cluster
+gets a token that only this user can read, and a foreign one is refused without, unless the user says `--insecure`.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from coordinator.errors import UserError
+
+PACKAGES = ("hwprofiles", "scaling", "agent", "coordinator")
+OBJECT_STORE_BYTES = 100 * 2**20
+CONNECT_TIMEOUT_SECONDS = 30.0
+_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class RaySession(Protocol):
+    """A way to a Ray cluster."""
+
+    is_local: bool
+    """Whether every agent shares this machine's disk."""
+
+    def connect(self) -> Any:
+        """Connect this process; returns the `ray` module."""
+
+    def close(self) -> None:
+        """Leave nothing behind that this session made."""
+
+
+class LocalSession:
+    """A Ray cluster of this process's own: on loopback, with a token, its temporary files removed at the end.
+
+    Its directory has a short path (Unix sockets allow 107 bytes). Its place is written down in the run, so that after
+    a kill -9 the next start removes what was left.
+    """
+
+    is_local = True
+
+    def __init__(self, *, num_cpus: int, record: Path) -> None:
+        self._num_cpus = num_cpus
+        self._record = record
+        self._directory: Path | None = None
+
+    def connect(self) -> Any:
+        """Start Ray."""
+        self._clean_up_after_a_kill()
+        directory = self._create_directory()
+        os.environ.update(
+            RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(directory / "token"), RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"
+        )
+        return _init_ray(
+            directory / "cwd",
+            num_cpus=self._num_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(directory),
+            _node_ip_address="127.0.0.1",
+        )
+
+    def close(self) -> None:
+        """Remove the session's files."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._record.unlink(missing_ok=True)
+            self._directory = None
+
+    def _clean_up_after_a_kill(self) -> None:
+        if self._record.is_file():
+            with suppress(ValueError, KeyError):
+                shutil.rmtree(json.loads(self._record.read_text())["directory"], ignore_errors=True)
+            self._record.unlink()
+
+    def _create_directory(self) -> Path:
+        self._directory = directory = Path(tempfile.mkdtemp(prefix="archfleet-ray-"))
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        self._record.write_text(json.dumps({"directory": str(directory)}))
+        token = directory / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        return directory
+
+
+class ClusterSession:
+    """A Ray cluster that is there already. Workers need nothing of ours installed: the code travels along."""
+
+    is_local = False
+
+    def __init__(self, address: str, *, insecure: bool = False) -> None:
+        self._address = address
+        self._insecure = insecure
+        self._directory: Path | None = None
+
+    def connect(self) -> Any:
+        """Connect to the cluster.
+
+        Raises:
+            UserError: it takes whoever comes (without `--insecure`), our token is missing or open to others, or
+                nothing answers at the address.
+        """
+        if not self._insecure:
+            require_token(os.environ)
+            if self._answers_without_a_token():
+                raise UserError(
+                    f"the Ray cluster at {self._address} takes connections without a token: whoever reaches it runs "
+                    "code on it.\nStart its nodes with RAY_AUTH_MODE=token (see `ray get-auth-token --generate`), or "
+                    "accept the risk with --insecure."
+                )
+        self._directory = Path(tempfile.mkdtemp(prefix="archfleet-cwd-"))
+        try:
+            return _init_ray(self._directory / "cwd", address=self._address, namespace="archfleet")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            self.close()
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"no Ray cluster answers at {self._address}: {reason}\n"
+                "Give the head's address as --address HOST:6379; `ray status` on the head shows whether it runs."
+            ) from None
+
+    def close(self) -> None:
+        """Remove the session's files."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def _answers_without_a_token(self) -> bool:
+        """Whether a process without a token gets in. Asked in another process: Ray reads its mode once."""
+        check = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+        try:
+            answer = subprocess.run(
+                [sys.executable, "-c", check, self._address],
+                env={**environment, "RAY_AUTH_MODE": "disabled", "HOME": "/nonexistent"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=CONNECT_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return answer.returncode == 0
+
+
+def require_token(environment: os._Environ[str] | dict[str, str]) -> Path:
+    """The file of our token: named by the environment or at Ray's own place, readable by this user alone.
+
+    Raises:
+        UserError: token authentication is off, there is no token, or others can read it.
+    """
+    how = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (`ray get-auth-token --generate` makes one)"
+    if environment.get("RAY_AUTH_MODE") != "token":
+        given = environment.get("RAY_AUTH_MODE")
+        raise UserError(
+            f"a Ray cluster is used with token authentication only; RAY_AUTH_MODE is {given!r}, expected 'token'.\n"
+            f"{how}, or accept the risk with --insecure."
+        )
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+    except OSError as error:
+        raise UserError(f"the Ray token {file} cannot be read: {error.strerror}.\n{how}.") from None
+    if mode & 0o077:
+        raise UserError(f"others can read the Ray token {file} (mode {mode:04o}, expected 0600).\nchmod 600 {file}")
+    return file
+
+
+def _init_ray(working_directory: Path, **arguments: Any) -> Any:
+    working_directory.mkdir()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    ray.init(
+        **arguments,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+        # A dedicated working directory: otherwise the driver's own folder leads every worker's import path.
+        runtime_env={
+            "working_dir": str(working_directory),
+            "py_modules": [str(folder) for folder in package_folders()],
+            "env_vars": _THREADS,
+        },
+    )
+    return ray
+
+
+def package_folders() -> list[Path]:
+    """The four packages, checked to be siblings: generic names must not pick up a stranger's `agent`."""
+    folders = [Path(str(import_module(name).__file__)).parent for name in PACKAGES]
+    if len({folder.parent for folder in folders}) != 1:
+        listing = "\n".join(f"  {folder}" for folder in folders)
+        raise UserError(
+            f"archfleet's packages are not side by side; another package of that name is in the way:\n{listing}"
+        )
+    return folders
