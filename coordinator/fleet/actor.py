@@ -83,7 +83,7 @@ class AgentActor:
             return is_final
 
         if checkpoint is not None and not directory.exists():
-            tell(Progress(assignment_id=trial_id, done_fraction=0.0, message=_take_up(checkpoint, directory)))
+            tell(Progress(assignment_id=trial_id, done_fraction=0.0, message=take_up(checkpoint, directory)))
         with closing(self._worker.run(task)) as items:
             for item in items:
                 if tell(item):
@@ -96,7 +96,7 @@ class AgentActor:
         tell(failure, pack(directory))
 
 
-def _take_up(checkpoint: bytes, directory: Path) -> str:
+def take_up(checkpoint: bytes, directory: Path) -> str:
     """Unpack the checkpoint that an interrupted attempt sent along; returns a sentence on how that went."""
     try:
         unpack(checkpoint, directory)

@@ -1,0 +1,112 @@
+"""An agent's actor: works on a thread, tells through its outbox, saves itself when it has to leave."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.assignment import BenchAssignment, TrainAssignment
+from agent.blobs import directory_fetcher
+from coordinator.fleet.actor import DRAIN_VARIABLE, AgentActor, take_up
+from coordinator.fleet.outbox import Message
+from scaling.observations import Failure, Progress, ServingObservation
+from scaling.recipes import ServingRecipe, Workload
+
+MAX_FETCHES = 120
+
+
+@pytest.fixture
+def bench(long_training: TrainAssignment) -> BenchAssignment:
+    return BenchAssignment(
+        architecture=long_training.architecture,
+        recipe=ServingRecipe(engine="fake", dtype="float32"),
+        workload=Workload(batch_size=2, input_tokens=8, output_tokens=8),
+        num_repeats=1,
+        min_window_seconds=0.01,
+    )
+
+
+@pytest.fixture
+def make_actor(tmp_path: Path, blob_directory: Path) -> Callable[[str], AgentActor]:
+    return lambda name: AgentActor(name, str(tmp_path / name), directory_fetcher(blob_directory))
+
+
+def fetch_until(actor: AgentActor, wanted: Callable[[Message], bool]) -> list[Message]:
+    """Messages up to the first wanted one."""
+    messages: list[Message] = []
+    for _ in range(MAX_FETCHES):
+        messages += actor.fetch(1.0)[0]
+        if any(wanted(message) for message in messages):
+            return messages
+    raise AssertionError(f"not told within {MAX_FETCHES} s: {messages}")
+
+
+def has_trained(message: Message) -> bool:
+    return not message.is_final and Progress.model_validate_json(message.item).done_fraction > 0
+
+
+def is_final(message: Message) -> bool:
+    return message.is_final
+
+
+def test_a_trial_ends_in_one_final_message_under_its_epoch(
+    make_actor: Callable[[str], AgentActor], bench: BenchAssignment
+) -> None:
+    actor = make_actor("a")
+    actor.start(bench.id, 7, bench.model_dump_json())
+
+    (final,) = [message for message in fetch_until(actor, is_final) if message.is_final]
+
+    assert (final.trial_id, final.epoch) == (bench.id, 7)
+    assert ServingObservation.model_validate_json(final.item).assignment_id == bench.id
+
+
+def test_an_agent_that_must_leave_sends_its_checkpoint_and_another_goes_on_from_it(
+    make_actor: Callable[[str], AgentActor], long_training: TrainAssignment
+) -> None:
+    leaving, taking_over = make_actor("leaving"), make_actor("taking-over")
+    leaving.start(long_training.id, 1, long_training.model_dump_json())
+    fetch_until(leaving, has_trained)
+    leaving.preempt("the machine is wanted elsewhere")
+    final = fetch_until(leaving, is_final)[-1]
+    failure = Failure.model_validate_json(final.item)
+    assert failure.failure_kind == "preempted"
+    assert "wanted elsewhere" in failure.message
+    assert final.checkpoint is not None
+
+    taking_over.start(long_training.id, 2, long_training.model_dump_json(), final.checkpoint)
+    told = [Progress.model_validate_json(message.item).message for message in fetch_until(taking_over, has_trained)]
+    taking_over.preempt("the test is over")
+    fetch_until(taking_over, is_final)
+
+    assert any(message.startswith("resumed at step") for message in told)
+
+
+def test_an_unusable_checkpoint_is_said_so(tmp_path: Path) -> None:
+    sentence = take_up(b"no archive", tmp_path / "checkpoint")
+
+    assert sentence.startswith("starting afresh: the checkpoint that was sent along is unusable")
+
+
+def test_training_starts_afresh_after_an_unusable_checkpoint(
+    make_actor: Callable[[str], AgentActor], long_training: TrainAssignment
+) -> None:
+    actor = make_actor("a")
+    actor.start(long_training.id, 1, long_training.model_dump_json(), b"no archive")
+
+    assert fetch_until(actor, has_trained)
+
+    actor.preempt("the test is over")
+    fetch_until(actor, is_final)
+
+
+def test_a_file_on_its_machine_drains_an_agent(
+    make_actor: Callable[[str], AgentActor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, file = make_actor("a"), tmp_path / "leave"
+    monkeypatch.setenv(DRAIN_VARIABLE, str(file))
+    assert actor.fetch(0) == ([], "")
+
+    file.touch()
+
+    assert actor.fetch(0) == ([], f"{DRAIN_VARIABLE} {file} exists")
