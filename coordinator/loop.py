@@ -13,7 +13,19 @@ from pathlib import Path
 from coordinator import forecast, planner, shapes
 from coordinator.analysis import analyse
 from coordinator.budget import Speed, speed_from_probes, token_scale
-from coordinator.dispatch import Accept, Dispatch, Fail, Instruction, Reject, Renew, Restart, Start
+from coordinator.dispatch import (
+    Accept,
+    Dispatch,
+    Fail,
+    Instruction,
+    Probe,
+    Quarantine,
+    Reject,
+    Release,
+    Renew,
+    Restart,
+    Start,
+)
 from coordinator.errors import UserError
 from coordinator.fleet.base import (
     AgentAlive,
@@ -104,10 +116,7 @@ class Coordinator:
         while len(self._dispatch.idle) < self.num_agents and self.monotonic() < deadline and not self.stop_requested():
             for event in self.fleet.poll(timeout_seconds=POLL_SECONDS):
                 self._note_agent(event)
-                if isinstance(event, AgentJoined):
-                    self._dispatch.idle[event.agent] = None
-                elif isinstance(event, AgentLost):
-                    self._dispatch.idle.pop(event.agent, None)
+                self._carry_out(self._decide(event))
         if not self._dispatch.idle and not self.stop_requested():
             raise UserError(
                 f"no agent came up within {JOIN_SECONDS:.0f} s; this machine may be out of memory or too busy.\n"
@@ -217,6 +226,12 @@ class Coordinator:
                 self.view.note(f"{self._describe(trial_id)}: {kind}, {again}: {message}")
             case Reject(trial_id, epoch, agent, reason):
                 self.store.reject(trial_id, epoch=epoch, agent=agent, reason=reason, now_unix=now)
+            case Probe(agent):
+                self.fleet.canary(agent)
+            case Quarantine(agent, reason):
+                self.view.note(f"{agent} gets no more work for now: {reason}")
+            case Release(agent):
+                self.view.note(f"{agent} works again: its canary is as it should be")
             case Restart(agent):
                 self.store.count("leases_expired")
                 self.fleet.restart(agent)
