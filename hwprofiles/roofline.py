@@ -57,19 +57,21 @@ def attained_seconds(
     num_bytes: ArrayLike,
     profile: HardwareProfile,
     dtype: Dtype,
+    kernel: str | None = None,
 ) -> NDArray[Any]:
     """Time in seconds at the profile's measured efficiency; on a profile without any, exactly `least_seconds`.
 
-    NaN where the profile has measured efficiencies, but none near this operation, dtype and size.
+    NaN where the profile has measured efficiencies, but none near this operation, dtype and size. `kernel` names the
+    table of efficiencies where it is not that of `dtype`: a kernel that unpacks what it reads is another one.
     """
     least = least_seconds(flops, num_bytes, profile, dtype)
     if not profile.efficiencies:
         return least
-    return np.asarray(least / efficiency(profile, operation, dtype, *sizes), dtype=float)
+    return np.asarray(least / efficiency(profile, operation, kernel or dtype, *sizes), dtype=float)
 
 
 def efficiency(
-    profile: HardwareProfile, operation: Operation, dtype: Dtype, first: ArrayLike, second: ArrayLike
+    profile: HardwareProfile, operation: Operation, dtype: str, first: ArrayLike, second: ArrayLike
 ) -> Floats:
     """Measured efficiency at sizes along the operation's two axes (`AXES`), elementwise; NaN where there is no data."""
     for table in profile.efficiencies:

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from hwprofiles.profile import BYTES_PER_ELEMENT, HardwareProfile
+from hwprofiles.profile import HardwareProfile
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.quantity import Interval, NotMeasured, Predicted
 from scaling.recipes import ServingRecipe, Workload
-from scaling.serving_cost import PassCost, Shapes, pass_cost, usable_bytes
+from scaling.serving_cost import PassCost, Shapes, device_share, pass_cost, splits, usable_bytes
 from scaling.throughput_fit import (
     BATCH_REACH,
     FittedSeconds,
@@ -34,6 +34,7 @@ from scaling.throughput_fit import (
     fitted_seconds,
     require_same_target,
 )
+from scaling.weight_formats import why_unknown
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +46,7 @@ NO_ENGINE_INTERVAL = "efficiencies of single operations were measured, but no ru
 class OperationPrediction(Value):
     """The share of one kind of operation in a whole request, prefill and decode, in seconds for the batch."""
 
-    operation: Literal["gemm", "attention", "head", "host", "cache copy"]
+    operation: Literal["gemm", "attention", "head", "exchange", "host", "cache copy"]
     prefill_seconds: float
     decode_seconds: float
 
@@ -55,7 +56,8 @@ class ServingPrediction(Value):
 
     Throughput is that of the steady state at the effective batch: where more is asked than fits, the rest waits
     and `num_waves` passes are made; the drain of the last one is left out. `ttft_seconds` is from admission to the
-    first token of the whole effective batch, waiting in the queue excluded.
+    first token of the whole effective batch, waiting in the queue excluded. With tensor parallelism every number is
+    that of the whole group of devices.
     """
 
     schema_version: Literal[1] = 1
@@ -82,12 +84,12 @@ def predict_serving(
     *,
     fit: ThroughputFit | None = None,
 ) -> ServingPrediction:
-    """Predict throughput, latency and KV capacity of one architecture on one device.
+    """Predict throughput, latency and KV capacity of one architecture on one device, or on the recipe's group of them.
 
     Args:
         architecture: what is served.
         profile: the device: a data sheet, or measured.
-        recipe: engine and dtype.
+        recipe: engine, dtype, quantisation, KV cache and devices.
         workload: requested batch and lengths.
         fit: host term and scale of this engine on this profile; without it, the profile's roofline alone.
 
@@ -96,6 +98,10 @@ def predict_serving(
     """
     if fit is not None:
         require_same_target(fit, profile, recipe)
+    unknown = why_unknown(recipe) or _why_not_shared(architecture, recipe)
+    if unknown is not None:
+        absent = NotMeasured(reason=unknown)
+        return _prediction(architecture, profile, recipe, workload, absent, capacity=absent, batch=absent)
     cost = pass_cost(architecture, architecture.vocab_size, architecture.tie_word_embeddings, profile, recipe, workload)
     fitted = None if fit is None else fitted_seconds(fit, cost, architecture, workload)
     batch = float(cost.effective_batch)
@@ -214,11 +220,13 @@ def _phases(cost: PassCost, fitted: FittedSeconds | None, workload: Workload) ->
         return float(cost.prefill_seconds), float(cost.decode_seconds)
     host_step_seconds = float(fitted.host_seconds) / workload.output_tokens
     matrices, attention = fitted.matrix_scale, fitted.attention_scale
-    prefill = matrices * float(cost.prefill_gemm + cost.prefill_head) + attention * float(cost.prefill_attention)
+    products = float(cost.prefill_gemm + cost.prefill_head + cost.prefill_exchange)
+    prefill = matrices * products + attention * float(cost.prefill_attention)
     return prefill + host_step_seconds, float(fitted.seconds) - prefill - host_step_seconds
 
 
 def _operations(cost: PassCost, fitted: FittedSeconds | None, workload: Workload) -> tuple[OperationPrediction, ...]:
+    """Of one device; all devices of a group do the same at the same time."""
     matrices, attention = (1.0, 1.0) if fitted is None else (fitted.matrix_scale, fitted.attention_scale)
     operations = [
         OperationPrediction(
@@ -237,6 +245,14 @@ def _operations(cost: PassCost, fitted: FittedSeconds | None, workload: Workload
             decode_seconds=matrices * float(cost.decode_head),
         ),
     ]
+    if cost.prefill_exchange or cost.decode_exchange:
+        operations.append(
+            OperationPrediction(
+                operation="exchange",
+                prefill_seconds=matrices * float(cost.prefill_exchange),
+                decode_seconds=matrices * float(cost.decode_exchange),
+            )
+        )
     if fitted is not None:
         step_seconds = float(fitted.host_seconds) / workload.output_tokens
         operations.append(
@@ -255,11 +271,37 @@ def _operations(cost: PassCost, fitted: FittedSeconds | None, workload: Workload
 
 
 def _no_data(cost: PassCost, profile: HardwareProfile, recipe: ServingRecipe) -> str:
+    if np.isnan(cost.decode_exchange + cost.prefill_exchange).any():
+        if not profile.efficiencies:
+            return f"no data: the sheet of {profile.id} has no link between devices; leave out --tensor-parallel-size"
+        return (
+            f"no data: the measured profile of {profile.id} does not tell how fast devices exchange; without --profile "
+            "the uncalibrated sheet answers"
+        )
     names = ("prefill_gemm", "prefill_attention", "prefill_head", "decode_gemm", "decode_attention", "decode_head")
     absent = [name.replace("_", " ") for name in names if np.isnan(getattr(cost, name)).any()]
     return (
-        f"no data: the measured profile of {profile.id} has no efficiency in {recipe.dtype} near these sizes for "
+        f"no data: the measured profile of {profile.id} has no efficiency {_numbers(recipe)} near these sizes for "
         f"{', '.join(absent)}; without --profile the uncalibrated sheet answers"
+    )
+
+
+def _numbers(recipe: ServingRecipe) -> str:
+    """In what numbers an engine calculates, in words."""
+    weights = f" with weights in {recipe.quantization}" if recipe.quantization is not None else ""
+    cache = f" with a KV cache in {recipe.kv_cache_dtype}" if recipe.kv_cache_dtype != "auto" else ""
+    return f"in {recipe.dtype}{weights}{cache}"
+
+
+def _why_not_shared(architecture: Architecture, recipe: ServingRecipe) -> str | None:
+    """Why the recipe's devices cannot share an architecture; None where they can."""
+    num_devices = recipe.tensor_parallel_size
+    if bool(splits(architecture, num_devices)):
+        return None
+    return (
+        f"{num_devices} devices cannot share {architecture.num_attention_heads} heads, "
+        f"{architecture.num_key_value_heads} KV heads and an intermediate size of {architecture.intermediate_size}: "
+        "heads and intermediate size must be multiples of the devices, KV heads a multiple or a divisor of them"
     )
 
 
@@ -319,12 +361,12 @@ def predict_throughput_array(
         vocab_size: V, common to all.
         tie_word_embeddings: whether head and embedding share their weights (memory only).
         profile: the device.
-        recipe: dtype of weights and KV cache.
+        recipe: dtype, quantisation, KV cache and devices.
         workload: requested batch and lengths.
         fit: host term and scale of this engine on this profile, if there is one.
 
     Returns:
-        float64 array of the broadcast shape, output tokens/s.
+        float64 array of the broadcast shape, output tokens/s; of the whole group with tensor parallelism.
     """
     if fit is not None:
         require_same_target(fit, profile, recipe)
@@ -341,11 +383,12 @@ def predict_throughput_array(
 def _does_not_fit(
     architecture: Architecture, profile: HardwareProfile, recipe: ServingRecipe, workload: Workload
 ) -> str:
-    element_bytes = BYTES_PER_ELEMENT[recipe.dtype]
-    weights = architecture.num_total_parameters * element_bytes
+    share = device_share(architecture, recipe)
     tokens = workload.input_tokens + workload.output_tokens
-    sequence = tokens * architecture.key_value_bytes_per_token(element_bytes)
+    sequence = tokens * share.key_value_bytes_per_token
+    each = f" on each of {recipe.tensor_parallel_size} devices" if recipe.tensor_parallel_size > 1 else ""
     return (
-        f"does not fit on {profile.id}: weights of {weights / 1e9:.2f} GB and one sequence of {tokens} tokens "
-        f"({sequence / 1e9:.2f} GB of KV cache) need more than the {usable_bytes(profile) / 1e9:.2f} GB available"
+        f"does not fit on {profile.id}: weights of {share.weight_bytes / 1e9:.2f} GB and one sequence of {tokens} "
+        f"tokens ({sequence / 1e9:.2f} GB of KV cache){each} need more than the {usable_bytes(profile) / 1e9:.2f} GB "
+        "available"
     )
