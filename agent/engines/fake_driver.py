@@ -6,29 +6,36 @@ Everything it says is labelled fake: its version, its device, and the flag on ev
 by about 1 % from seed to seed, so that intervals have a width.
 """
 
-import json
 import math
 import os
 import random
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+# Imported, or run by path in an interpreter that need not have archfleet: see driver_kit.py.
+if TYPE_CHECKING or __package__:
+    from agent.engines import driver_kit as kit
+else:
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+    import driver_kit as kit
+
+    kit.hide_drivers_folder()
 
 
-def main(request_file: str) -> int:
-    """Speak the protocol of `base.py`; computes nothing but the pretended times. Returns the exit status."""
-    with open(request_file, encoding="utf-8") as file:  # noqa: PTH123
-        request = json.load(file)
-    with open(os.path.join(request["config_directory"], "config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
-        config = json.load(file)
+def run(request: dict[str, Any], messages: TextIO) -> None:
+    """Speak the protocol of `base.py`; computes nothing but the pretended times."""
+    config = kit.read_json(request["config_directory"], "config.json")
     batch_seconds = request["fake_batch_seconds"] * random.Random(request["seed"]).gauss(1, 0.01)
     num_batches = max(1, math.ceil(request["min_window_seconds"] / batch_seconds))
-    tell(
+    kit.tell(
+        messages,
         event="ready",
         versions={"fake": "1"},
         device={"kind": "cpu", "name": "fake", "memory_bytes": 0},
         num_total_parameters=num_parameters(config),
     )
-    tell(
+    kit.tell(
+        messages,
         event="result",
         window_seconds=batch_seconds * num_batches,
         cpu_seconds=0.0,
@@ -36,7 +43,6 @@ def main(request_file: str) -> int:
         num_output_tokens=num_batches * request["batch_size"] * request["output_tokens"],
         logits_finite=True,
     )
-    return 0
 
 
 def num_parameters(config: dict[str, Any]) -> int:
@@ -48,10 +54,5 @@ def num_parameters(config: dict[str, Any]) -> int:
     return int(config["num_hidden_layers"] * layer + embeddings + d)
 
 
-def tell(**fields: Any) -> None:
-    """Write one message; `event` is its first key."""
-    print(json.dumps(fields), flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(kit.serve(sys.argv[1], run))

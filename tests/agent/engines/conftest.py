@@ -1,13 +1,10 @@
 """Where the tests find real engines, and the drivers as modules."""
 
-import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from agent.engines.base import engine_named
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,9 +21,6 @@ def vllm_python() -> str:
 @pytest.fixture(scope="session")
 def vllm_driver() -> ModuleType:
     """The driver as a module of this interpreter: it imports vLLM only where it runs it."""
-    spec = importlib.util.spec_from_file_location("vllm_driver", engine_named("vllm").driver)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from agent.engines import vllm_driver
+
+    return vllm_driver

@@ -29,10 +29,11 @@ SHAPE = Architecture(
 def measure(vllm_python, tmp_path):
     def run(shape):
         found = find_engine("vllm", environment={"ARCHFLEET_VLLM_PYTHON": vllm_python})
-        # The driver alone, far from our packages: its interpreter need not have them.
+        # The driver and what lies beside it alone, far from our packages: its interpreter need not have them.
         alone = tmp_path / "alone" / "driver.py"
         alone.parent.mkdir()
         alone.write_bytes(found.driver.read_bytes())
+        (alone.parent / "driver_kit.py").write_bytes(found.driver.with_name("driver_kit.py").read_bytes())
         engine = Engine(name="vllm", driver=alone, interpreter=found.interpreter, environment=found.environment)
         assignment = BenchAssignment(
             architecture=shape,

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from agent.engines import driver_kit
 from agent.engines.base import EngineResult, MessageAdapter, engine_named
 
 REQUEST = {
@@ -67,19 +68,10 @@ def test_cpu_cache_has_room_for_the_batch(vllm_driver):
     request = REQUEST | {"batch_size": 32, "input_tokens": 1024, "output_tokens": 1024}
     assert vllm_driver.cpu_cache_gibibytes(REQUEST, config) == 1
     # 32 sequences of 2,048 tokens at 32,768 bytes a token are 2 GiB; a tenth more rounds up to 3.
-    if vllm_driver.memory_bytes() > 6 * 2**30:
+    if driver_kit.memory_bytes() > 6 * 2**30:
         assert vllm_driver.cpu_cache_gibibytes(request, config) == 3
     huge = vllm_driver.cpu_cache_gibibytes(request | {"batch_size": 10**6}, config)
-    assert huge <= vllm_driver.memory_bytes() / 2 / 2**30 + 1
-
-
-def test_prompts_are_of_the_vocabulary_and_repeat_with_the_seed(vllm_driver):
-    prompts = vllm_driver.random_prompts(REQUEST, 300)
-    ids = [each["prompt_token_ids"] for each in prompts]
-    assert (len(ids), {len(each) for each in ids}) == (64, {64})
-    assert 0 <= min(map(min, ids)) <= max(map(max, ids)) == 299
-    assert prompts == vllm_driver.random_prompts(REQUEST, 300)
-    assert prompts != vllm_driver.random_prompts(REQUEST | {"seed": 4}, 300)
+    assert huge <= driver_kit.memory_bytes() / 2 / 2**30 + 1
 
 
 def test_mean_running_is_the_time_integral_over_the_window(vllm_driver):
@@ -117,47 +109,6 @@ def test_absent_times_are_absent_with_a_reason_and_fit_the_protocol(vllm_driver)
     message = MessageAdapter.validate_python({"event": "result", **fields, **summary})
     assert isinstance(message, EngineResult)
     assert message.mean_running_sequences is None
-
-
-@pytest.mark.parametrize(("ids", "legal"), [([0, 299], 2), ([0, 300], 1), ([-1, 5], 1), ([], 0)])
-def test_tokens_outside_the_vocabulary_do_not_count(vllm_driver, ids, legal):
-    assert vllm_driver.num_legal(ids, 300) == legal
-
-
-@pytest.mark.parametrize("version", ["0.20.0", "0.32.0", "0.33.1rc2"])
-def test_known_versions_raise_no_doubt(vllm_driver, version):
-    assert vllm_driver.version_doubts(version) == {}
-
-
-@pytest.mark.parametrize("version", ["0.19.3", "0.34.0", "1.0.0", "dev", "0.x"])
-def test_an_unknown_version_is_a_flag_with_a_sentence(vllm_driver, version):
-    (flag,), (sentence,) = zip(*vllm_driver.version_doubts(version).items(), strict=True)
-    assert flag == "unknown-engine-version"
-    assert sentence == f"vLLM {version} is not among 0.20 to 0.33, whose names are known; tried all the same"
-    assert vllm_driver.name_in(version, "preemptions") == "vllm:num_preemptions"
-
-
-def test_a_name_is_the_latest_that_the_version_has(vllm_driver, monkeypatch):
-    names = (((0, 20), "old"), ((0, 25), "new"))
-    monkeypatch.setitem(vllm_driver.NAMES, "word", names)
-    found = [vllm_driver.name_in(version, "word") for version in ("0.19.0", "0.24.9", "0.25.0", "0.40.0", "dev")]
-    assert found == ["old", "old", "new", "new", "new"]
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (MemoryError(), "out-of-memory"),
-        (ValueError("No available memory for the cache blocks."), "out-of-memory"),
-        (RuntimeError("CUDA error: an illegal memory access"), "hardware"),
-        (ImportError("libcudart.so.13"), "engine-start"),
-        (NotImplementedError("Head size 20 is not supported by CPU attention."), "validation"),
-        (RuntimeError("this head size is not supported"), "validation"),
-        (RuntimeError("scheduler stopped"), "unknown"),
-    ],
-)
-def test_errors_are_classified(vllm_driver, error, kind):
-    assert vllm_driver.failure_kind(error) == kind
 
 
 def test_the_driver_ends_with_its_group_when_the_agent_is_gone(tmp_path):
