@@ -9,7 +9,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from coordinator.errors import StudyError
 from hwprofiles.value import Value
@@ -116,6 +124,20 @@ class BudgetSpec(Value):
     """At most this much training is lost when an agent or the coordinator is killed."""
     min_token_scale: float = Field(0.2, gt=0, le=1)
     """Below this share of the wanted tokens the study refuses to start: its losses would mean nothing."""
+    accelerator_hours: PositiveFloat | None = None
+    """Hours of accelerators (or CPU slots) under lease, failed attempts included; nothing starts that could exceed
+    them. Raised in the study file, they let a stopped run go on. Without them only the wall clock limits a study."""
+    training_hardware: tuple[str, ...] = ()
+    """Profile ids on which proxies may train; none means any."""
+    bench_hardware: str | None = None
+    """Profile id on which serving is measured; without it, the kind of which most agents are there when the first
+    benchmark is planned."""
+    missing_hardware: Literal["wait", "fail"] = "wait"
+    """What to do while no agent has the hardware that waiting trials ask for."""
+    canary_every_minutes: NonNegativeFloat = 60.0
+    """How often an accelerator is checked against its own kind, between two trials; 0 means never."""
+    min_free_disk_gigabytes: NonNegativeFloat = 2.0
+    """With less free disk (10^9 bytes) where the run is, nothing new is started until there is more."""
 
 
 class StudySpec(Value):
