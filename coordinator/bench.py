@@ -19,7 +19,8 @@ from rich.table import Table
 
 from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult, run_campaign, slots_left
 from agent.benchmark.configs import read_config
-from agent.benchmark.preflight import available_memory, check_campaign
+from agent.benchmark.machine import this_machine
+from agent.benchmark.preflight import check_campaign
 from agent.benchmark.run import Restart
 from agent.engines.base import Engine
 from agent.engines.interpreters import find_engine
@@ -75,7 +76,7 @@ def plan_campaign(configs: Sequence[str], options: BenchOptions) -> Campaign:
             load_deadline_seconds=MIN_DEADLINE_SECONDS,
             run_deadline_seconds=max(MIN_DEADLINE_SECONDS, DEADLINE_WINDOWS * options.window_seconds),
         )
-        check_campaign(campaign, available_memory())
+        check_campaign(campaign, this_machine())
     except ValidationError as error:
         raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
     except ValueError as error:

@@ -161,9 +161,14 @@ class Architecture(Value):
                 f"model_type {config.get('model_type')!r} is not a dense Llama-style decoder; "
                 f"expected one of {', '.join(sorted(_DENSE_LLAMA_STYLE))}"
             )
-        for refused in ("num_experts", "num_local_experts", "kv_lora_rank"):
+        for refused in _NOT_DENSE:
             if config.get(refused):
                 raise ValueError(f"{refused} = {config[refused]!r}: only dense grouped-query decoders are counted here")
+        if config.get("quantization_config"):
+            raise ValueError(
+                "quantization_config: weights are random here, so none are quantised beforehand; take it out of the "
+                "config.json and name a quantisation that the engine makes at load (--quantization)"
+            )
         missing = [
             key
             for key in (
@@ -178,6 +183,11 @@ class Architecture(Value):
         if missing:
             raise ValueError(f"config.json lacks whole numbers for {', '.join(missing)}")
         heads = config["num_attention_heads"]
+        if not config.get("head_dim") and (heads < 1 or config["hidden_size"] % heads):
+            raise ValueError(
+                f"hidden_size ({config['hidden_size']}) is no multiple of num_attention_heads ({heads}), and there is "
+                "no head_dim; give head_dim"
+            )
         return cls(
             hidden_size=config["hidden_size"],
             intermediate_size=config["intermediate_size"],
@@ -190,4 +200,13 @@ class Architecture(Value):
         )
 
 
+_NOT_DENSE = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "kv_lora_rank",
+    "vision_config",
+    "audio_config",
+    "is_encoder_decoder",
+)
 _DENSE_LLAMA_STYLE = frozenset({"llama", "mistral", "qwen2", "qwen3"})

@@ -1,6 +1,7 @@
 """bench.json: written after every restart, gone on with, and refused where it cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,13 @@ def fake(**options):
 
 def fake_that(condition: str, action: str, directory: Path) -> Engine:
     """The fake engine, but where a condition on its request holds, it does something else first."""
-    source = engine_named("fake").driver.read_text()
+    original = engine_named("fake").driver
+    source = original.read_text()
     changed = source.replace("    batch_seconds =", f"    if {condition}: {action}\n    batch_seconds =")
     assert changed != source
     driver = directory / "driver.py"
     driver.write_text(changed)
+    shutil.copy(original.with_name("driver_kit.py"), directory)
     return Engine(name="fake", driver=driver)
 
 
