@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from hwprofiles.value import Value
 from scaling.observations import LatencyName
@@ -101,7 +101,9 @@ class EngineResult(Value):
     """One measured window: whole batches one after the other, all of the requested shape."""
 
     event: Literal["result"]
-    window_seconds: float
+    window_seconds: PositiveFloat
+    window_started_seconds: float | None = None
+    """When it began, on the system's monotonic clock, which all processes of a machine share."""
     cpu_seconds: NonNegativeFloat
     """Processor time of the engine's process within the window."""
     num_batches: PositiveInt

@@ -8,12 +8,12 @@ Endings, all as values:
     the driver's own error              as it says
     killed while the kernel was short   out-of-memory    (its counter of such kills rose)
     last lines speak of memory          out-of-memory
-    crash before `ready`                engine-start
+    crash before `ready`                engine-start      (within two ticks, also if a child holds its output open)
     crash after, or exit without result unknown
     a message that breaks the protocol  validation
 
 Whatever the ending, and also when the generator is closed early, the whole group is terminated, after a grace
-killed, and reaped. A child that leaves the group (setsid) is out of reach.
+killed, and reaped; then whoever left the group is killed too (`descendants.py` says who is out of reach).
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import selectors
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -29,6 +30,14 @@ from typing import IO
 from pydantic import ValidationError
 
 from agent.engines.base import EngineError, EngineMessage, EngineReady, EngineResult, MessageAdapter
+from agent.engines.descendants import (
+    MARK_VARIABLE,
+    Process,
+    family_of,
+    kill_all,
+    running_members,
+    wait_until_gone,
+)
 from hwprofiles.value import Value
 from scaling.observations import FailureKind
 
@@ -69,14 +78,15 @@ def run_process(
 ) -> Generator[EngineMessage | Tick | EngineFailure, None, None]:
     """Run an engine's driver; yield its messages, a `Tick` at least once a tick, and last a result or a failure."""
     num_kernel_kills = _num_kernel_kills()
+    mark = uuid.uuid4().hex
     try:
-        process = _start(command, log_file, environment)
+        process = _start(command, log_file, {**(environment or {}), MARK_VARIABLE: mark})
     except OSError as error:
         yield EngineFailure(failure_kind="engine-start", message=f"cannot start {command[0]}: {error.strerror}")
         return
     lines = _Lines(process, log_file)
     started = phase_started = last_tick = clock()
-    phase, deadline_seconds = "load", load_deadline_seconds
+    phase, deadline_seconds, has_exited = "load", load_deadline_seconds, False
     try:
         while True:
             if clock() - last_tick >= tick_seconds:  # also between lines of noise: a tick is the agent's heartbeat
@@ -87,10 +97,11 @@ def run_process(
                 message = f"no end of {phase} within {deadline_seconds:g} s; the engine was killed"
                 yield EngineFailure(failure_kind="timeout", message=message, detail=_tail(log_file))
                 return
-            line = lines.read(min(tick_seconds, left_seconds))
-            if line is None:
+            line = lines.read(0 if has_exited else min(tick_seconds, left_seconds))
+            if line is None and not has_exited:
+                has_exited = _exit_status(process) is not None  # a child that it left may hold its output open
                 continue
-            if line == b"":
+            if not line:
                 kernel_killed = _num_kernel_kills() > num_kernel_kills
                 yield _classify_exit(_wait_exit(process), phase, log_file, kernel_killed=kernel_killed)
                 return
@@ -103,11 +114,11 @@ def run_process(
             elif isinstance(message_or_failure, EngineResult | EngineFailure):
                 return
     finally:
-        stop_group(process)
+        stop_group(process, mark=mark)
         lines.close()
 
 
-def _start(command: Sequence[str], log_file: Path, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with log_file.open("wb") as log:
         return subprocess.Popen(
             command,
@@ -115,7 +126,7 @@ def _start(command: Sequence[str], log_file: Path, environment: Mapping[str, str
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
         )
 
 
@@ -216,25 +227,40 @@ def _num_kernel_kills() -> int:
 
 
 def _wait_exit(process: subprocess.Popen[bytes], timeout_seconds: float = 1.0) -> int | None:
-    """The exit status, left unreaped so that the group's number cannot be given to others; None if it goes on."""
     deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is not None:
-            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    while (status := _exit_status(process)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    return None
+    return status
 
 
-def stop_group(process: subprocess.Popen[bytes], *, grace_seconds: float = TERMINATE_GRACE_SECONDS) -> None:
-    """TERM the process's group, after a grace KILL it, reap the process, wait until no member runs."""
+def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit status, left unreaped so that the group's number cannot be given to others; None if it goes on."""
+    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def stop_group(process: subprocess.Popen[bytes], *, mark: str, grace_seconds: float = TERMINATE_GRACE_SECONDS) -> None:
+    """TERM the process's group, after a grace KILL it and all who left it, reap the process, wait until none runs."""
     if process.returncode is None:
+        family = family_of(process.pid, mark)  # before parents end, and with them what leads to their children
         _signal_group(process.pid, signal.SIGTERM)
         _wait_until_empty(process.pid, grace_seconds)
         _signal_group(process.pid, signal.SIGKILL)
         _wait_until_empty(process.pid, grace_seconds)
+        _kill_family(family, process.pid, mark, grace_seconds)
         with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in its driver: nothing more can be done
             process.wait(grace_seconds)
+
+
+def _kill_family(family: set[Process], pid: int, mark: str, timeout_seconds: float) -> None:
+    """Until a look finds no more of them: who is killed may have been starting another."""
+    deadline = time.monotonic() + timeout_seconds
+    while (family := family | family_of(pid, mark)) and time.monotonic() < deadline:
+        kill_all(family)
+        if not wait_until_gone(family, timeout_seconds):
+            family = set()
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -246,16 +272,3 @@ def _wait_until_empty(group: int, timeout_seconds: float) -> None:
     deadline = time.monotonic() + timeout_seconds
     while running_members(group) and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def running_members(group: int) -> list[int]:
-    """Process ids in a group that are not zombies, from /proc."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            state, _, entry_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(entry_group) == group and state not in "ZX":
-                members.append(int(entry.name))
-    return members

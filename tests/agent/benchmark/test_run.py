@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import sys
 import textwrap
 
 import pytest
@@ -12,7 +11,7 @@ from scipy import stats
 from agent.assignment import BenchAssignment
 from agent.benchmark.run import mean_with_interval, run_benchmark
 from agent.engines.base import Engine, engine_named
-from agent.engines.process import running_members
+from agent.engines.descendants import running_members
 from scaling.architecture import Architecture
 from scaling.observations import Failure, Progress, ServingObservation
 from scaling.quantity import Measured, NotMeasured
@@ -42,17 +41,25 @@ def bench(engine="fake", **changes):
 
 def broken_engine(tmp_path, *, added=None, **fields):
     """An engine which says what the fake says, but for the given fields, and those added to its result."""
-    source = engine_named("fake").driver.read_text()
+    source = copied_driver("fake", tmp_path)
     patch = textwrap.dedent(f"""
         CHANGES, ADDED = {fields!r}, {added or {}!r}
-        told = tell
-        def tell(**fields):
+        told = kit.tell
+        def tell(messages, **fields):
             fields |= ADDED if fields["event"] == "result" else {{}}
-            told(**(fields | {{key: value for key, value in CHANGES.items() if key in fields}}))
+            told(messages, **(fields | {{key: value for key, value in CHANGES.items() if key in fields}}))
+        kit.tell = tell
         """)
-    driver = tmp_path / "driver.py"
-    driver.write_text(source.replace('if __name__ == "__main__":', patch + 'if __name__ == "__main__":'))
-    return Engine(name="fake", driver=driver)
+    source.write_text(source.read_text().replace('if __name__ == "__main__":', patch + 'if __name__ == "__main__":'))
+    return Engine(name="fake", driver=source)
+
+
+def copied_driver(name, directory):
+    """A driver and its kit alone, far from our packages: its interpreter need not have them."""
+    original = engine_named(name).driver
+    for file in (original, original.with_name("driver_kit.py")):
+        (directory / file.name).write_bytes(file.read_bytes())
+    return directory / original.name
 
 
 def last(messages):
@@ -194,12 +201,8 @@ def test_an_engine_that_is_missing_is_refused_before_anything_is_written(tmp_pat
 
 def test_transformers_measures_a_shape_whose_heads_do_not_divide_its_width(tmp_path):
     pytest.importorskip("transformers")
-    engine = engine_named("transformers")
-    # The driver alone, far from our packages: its interpreter need not have them.
-    alone = tmp_path / "alone" / "driver.py"
-    alone.parent.mkdir()
-    alone.write_bytes(engine.driver.read_bytes())
-    lone_engine = Engine(name="transformers", driver=alone, interpreter=sys.executable)
+    (tmp_path / "alone").mkdir()
+    lone_engine = Engine(name="transformers", driver=copied_driver("transformers", tmp_path / "alone"))
     assignment = bench("transformers", num_repeats=1)
     observation = last(run_benchmark(assignment, agent="a", work_directory=tmp_path, engine=lone_engine))
     assert isinstance(observation, ServingObservation), observation

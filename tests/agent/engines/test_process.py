@@ -9,7 +9,8 @@ import time
 import pytest
 
 from agent.engines.base import EngineReady, EngineResult
-from agent.engines.process import EngineFailure, Tick, run_process, running_members
+from agent.engines.descendants import running_members
+from agent.engines.process import EngineFailure, Tick, run_process
 
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
