@@ -20,6 +20,7 @@ from typing import Literal
 from scaling.observations import Failure, FailureKind, Observation, Progress
 
 Phase = Literal["train", "bench"]
+AgentCondition = Literal["idle", "busy", "draining", "quarantined", "lost"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Renew:
 class Accept:
     """A trial's result counts. `spent_seconds` is what the attempt cost, on the coordinator's clock."""
 
+    agent: str
     trial_id: str
     epoch: int
     observation: Observation
@@ -53,6 +55,7 @@ class Accept:
 class Fail:
     """An attempt failed; `final` when no attempt is left."""
 
+    agent: str
     trial_id: str
     epoch: int
     kind: FailureKind
@@ -226,6 +229,16 @@ class Dispatch:
     _engine_failures: dict[str, set[str]] = field(default_factory=dict)
     """Trials whose engine did not start, by node."""
 
+    def agent_state(self, agent: str) -> AgentCondition:
+        """What an agent is doing, in a word."""
+        if agent not in self.agents:
+            return "lost"
+        if self.agents[agent].draining:
+            return "draining"
+        if agent in self.quarantined:
+            return "quarantined"
+        return "busy" if agent in self._held or self.agents[agent].canary_expires is not None else "idle"
+
     # What waits, and for whom
 
     @property
@@ -341,10 +354,9 @@ class Dispatch:
             if item.failure_kind == "engine-start":
                 ending += self._engine_did_not_start(agent, trial_id, item, now)
         else:
-            ending = [Accept(trial_id, epoch, item, self._settle(trial_id, now))]
+            ending = [Accept(agent, trial_id, epoch, item, self._settle(trial_id, now))]
             self._forget(trial_id)
-        self._idles_if_free(agent)
-        return [*ending, *self.assign(now=now)]
+        return [*ending, *self._canary_or_idle(agent, now), *self.assign(now=now)]
 
     def tick(self, *, now: float) -> list[Instruction]:
         """Time has passed: end expired leases and hung canaries, ask for canaries that are due."""
@@ -434,6 +446,15 @@ class Dispatch:
         granted = self.granted_seconds
         return granted is None or self.spent_seconds + self.reserved_seconds + seconds <= granted
 
+    def _canary_or_idle(self, agent: str, now: float) -> list[Instruction]:
+        """Between two trials a canary that is due comes first: a fleet with enough work is never idle."""
+        state = self.agents.get(agent)
+        is_due = state is not None and state.next_canary is not None and state.next_canary <= now
+        if is_due and self._has_nothing_to_do(agent):
+            return [self._probe(agent, now)]
+        self._idles_if_free(agent)
+        return []
+
     def _idles_if_free(self, agent: str) -> None:
         if agent in self.agents and agent not in self.quarantined and self._has_nothing_to_do(agent):
             self._idles(agent)
@@ -474,7 +495,7 @@ class Dispatch:
         else:
             self._failed_on.setdefault(trial_id, set()).add(lease.agent)
             self._enqueue(trial_id, front=True)
-        return Fail(trial_id, lease.epoch, kind, message, final, failure, spent)
+        return Fail(lease.agent, trial_id, lease.epoch, kind, message, final, failure, spent)
 
     def _settle(self, trial_id: str, now: float) -> float:
         """End a lease: what was reserved for it is free again, what it took is spent. Returns the latter."""

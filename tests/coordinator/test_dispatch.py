@@ -73,7 +73,7 @@ def test_a_result_is_accepted_and_its_agent_gets_the_next_trial(dispatch: Dispat
     running(dispatch)
     dispatch.enqueue(["next"])
     result = success("t")
-    assert dispatch.reported("a", "t", 1, result, now=5) == [Accept("t", 1, result, 5), Start("a", "next", 1)]
+    assert dispatch.reported("a", "t", 1, result, now=5) == [Accept("a", "t", 1, result, 5), Start("a", "next", 1)]
 
 
 def test_a_second_result_of_the_same_lease_is_rejected(dispatch: Dispatch) -> None:
@@ -179,7 +179,7 @@ def test_a_late_sign_of_life_of_an_old_epoch_renews_nothing(dispatch: Dispatch) 
 def test_a_failed_agent_is_idle_again(dispatch: Dispatch) -> None:
     running(dispatch)
     report = failure("t", "validation")
-    assert dispatch.reported("a", "t", 1, report, now=1) == [Fail("t", 1, "validation", "it broke", True, report, 1)]
+    assert dispatch.reported("a", "t", 1, report, now=1) == [Fail("a", "t", 1, "validation", "it broke", True, report, 1)]
     assert list(dispatch.idle) == ["a"]
 
 
@@ -411,11 +411,11 @@ def test_an_idle_agent_is_probed_again_when_its_time_has_come(watchful: Dispatch
 def test_a_busy_agent_is_probed_between_two_trials(watchful: Dispatch) -> None:
     join(watchful, "a")
     watchful.canary_measured("a", "gemm", 100, now=0)
-    watchful.enqueue(["t"])
+    watchful.enqueue(["t", "the next"])
     watchful.assign(now=3590)
     assert watchful.tick(now=3620) == []
-    watchful.reported("a", "t", 1, success("t"), now=3630)
-    assert watchful.tick(now=3631) == [Probe("a")]
+    assert watchful.reported("a", "t", 1, success("t"), now=3630)[1:] == [Probe("a")]
+    assert watchful.tick(now=3631) == []
 
 
 def test_an_agent_whose_canary_does_not_end_is_restarted(watchful: Dispatch) -> None:
@@ -437,6 +437,19 @@ def test_a_cpu_is_not_judged_by_its_canary(watchful: Dispatch) -> None:
 
 def test_a_canary_of_an_unknown_agent_says_nothing(watchful: Dispatch) -> None:
     assert watchful.canary_measured("ghost", "gemm", 1, now=0) == []
+
+
+def test_what_an_agent_does_in_a_word(watchful: Dispatch) -> None:
+    told = [watchful.agent_state("a")]
+    join(watchful, "a")
+    told.append(watchful.agent_state("a"))
+    watchful.canary_measured("a", "gemm", 100, now=1)
+    told.append(watchful.agent_state("a"))
+    watchful.canary_measured("a", "gemm", 50, now=2)
+    told.append(watchful.agent_state("a"))
+    watchful.agent_draining("a")
+    told.append(watchful.agent_state("a"))
+    assert told == ["lost", "busy", "idle", "quarantined", "draining"]
 
 
 def engine_failure(trial: str) -> Failure:
@@ -502,11 +515,11 @@ class Histories(RuleBasedStateMachine):
                     self.facts.append(Leased(trial, epoch, agent, needs.seconds))
                     self.holder[trial] = (agent, epoch)
                     self.working[agent] = (trial, epoch)
-                case Accept(trial, epoch, _, spent):
+                case Accept(_, trial, epoch, _, spent):
                     self.facts.append(Ended(trial, epoch, "succeeded", spent))
                     self.ended.add(trial)
                     del self.holder[trial]
-                case Fail(trial, epoch, _, _, final, _, spent):
+                case Fail(_, trial, epoch, _, _, final, _, spent):
                     self.facts.append(Ended(trial, epoch, "failed" if final else "retried", spent))
                     self.ended |= {trial} if final else set()
                     del self.holder[trial]
