@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from coordinator.errors import UserError
 PACKAGES = ("hwprofiles", "scaling", "agent", "coordinator")
 OBJECT_STORE_BYTES = 100 * 2**20
 CONNECT_TIMEOUT_SECONDS = 30.0
+LISTEN_TIMEOUT_SECONDS = 5.0
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -108,6 +110,7 @@ class ClusterSession:
             UserError: it takes whoever comes (without `--insecure`), our token is missing or open to others, or
                 nothing answers at the address.
         """
+        require_listener(self._address)
         if not self._insecure:
             require_token(os.environ)
             if self._answers_without_a_token():
@@ -122,10 +125,7 @@ class ClusterSession:
         except (ConnectionError, RuntimeError, ValueError) as error:
             self.close()
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"no Ray cluster answers at {self._address}: {reason}\n"
-                "Give the head's address as --address HOST:6379; `ray status` on the head shows whether it runs."
-            ) from None
+            raise UserError(f"no Ray cluster answers at {self._address}: {reason}.\n{_WHERE}") from None
 
     def close(self) -> None:
         """Remove the session's files."""
@@ -149,6 +149,24 @@ class ClusterSession:
         except subprocess.TimeoutExpired:
             return False
         return answer.returncode == 0
+
+
+_WHERE = "Give the head's address as --address HOST:6379; `ray status` on the head shows whether it runs."
+
+
+def require_listener(address: str) -> None:
+    """Ray itself would try an address where nothing listens for many minutes.
+
+    Raises:
+        UserError: not HOST:PORT, or nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{address!r} is no address of a Ray cluster; expected HOST:PORT.\n{_WHERE}")
+    try:
+        socket.create_connection((host, int(port)), timeout=LISTEN_TIMEOUT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}.\n{_WHERE}") from None
 
 
 def require_token(environment: os._Environ[str] | dict[str, str]) -> Path:

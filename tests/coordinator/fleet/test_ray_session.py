@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.errors import UserError
-from coordinator.fleet.ray_session import require_token
+from coordinator.fleet.ray_session import require_listener, require_token
 
 
 def a_token(folder: Path, mode: int) -> Path:
@@ -36,3 +36,9 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"mode 0644, expected 0600.*\nchmod 600"):
         require_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)})
+
+
+@pytest.mark.parametrize("address", ["auto", "head", "head:", ":6379x", "127.0.0.1:99999", "127.0.0.1:1"])
+def test_an_address_where_no_cluster_can_be_is_named(address: str) -> None:
+    with pytest.raises(UserError, match=rf"{address}.*\nGive the head's address as --address HOST:6379"):
+        require_listener(address)

@@ -1,0 +1,132 @@
+"""A Ray cluster that is there already: nodes come and go, agents join and are lost, work goes on elsewhere.
+
+Real multi-node Ray clusters on this machine, with token authentication.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.assignment import TrainAssignment
+from coordinator.errors import UserError
+from coordinator.fleet.actor import DRAIN_VARIABLE
+from coordinator.fleet.base import AgentDraining, AgentJoined, AgentLost, FleetEvent, Reported
+from coordinator.fleet.ray_fleet import RayFleet
+from coordinator.fleet.ray_session import ClusterSession
+from scaling.observations import Failure, Progress
+
+pytestmark = pytest.mark.fleet
+MAX_POLLS = 240
+STORE_BYTES = 80 * 2**20
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    return file
+
+
+@pytest.fixture
+def cluster(token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without room for agents; a node drains when the file `leave-<its name>` appears."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+    )
+    yield made
+    made.shutdown()
+
+
+def add_node(cluster: Any, drain_file: Path | None = None) -> Any:
+    environment = {DRAIN_VARIABLE: str(drain_file)} if drain_file else {}
+    return cluster.add_node(
+        num_cpus=1, object_store_memory=STORE_BYTES, env_vars={**os.environ, **environment}, include_dashboard=False
+    )
+
+
+@pytest.fixture
+def fleet(cluster: Any, tmp_path: Path, blob_directory: Path, corpus_id: str) -> Iterator[RayFleet]:
+    made = RayFleet(
+        ClusterSession(cluster.address),
+        max_agents=8,
+        blob_directory=blob_directory,
+        work_directory=tmp_path / "agents",
+    )
+    yield made
+    made.stop()
+
+
+def poll_until(fleet: RayFleet, wanted: Callable[[FleetEvent], bool]) -> list[FleetEvent]:
+    """Events up to the first wanted one."""
+    events: list[FleetEvent] = []
+    for _ in range(MAX_POLLS):
+        events += fleet.poll(timeout_seconds=0.5)
+        if any(wanted(event) for event in events):
+            return events
+    raise AssertionError(f"not told within {MAX_POLLS / 2:.0f} s: {events}")
+
+
+def joined(event: FleetEvent) -> bool:
+    return isinstance(event, AgentJoined)
+
+
+def test_nodes_come_and_go_and_work_goes_on_elsewhere(
+    cluster: Any, fleet: RayFleet, long_training: TrainAssignment, tmp_path: Path
+) -> None:
+    leave = tmp_path / "leave"
+    add_node(cluster, leave)
+    fleet.start()
+    (first,) = [event for event in poll_until(fleet, joined) if isinstance(event, AgentJoined)]
+    assert first.versions["python"]
+    fleet.assign(first.agent, long_training.id, 1, long_training)
+    poll_until(fleet, lambda e: isinstance(e, Reported) and isinstance(e.item, Progress) and e.item.done_fraction > 0)
+
+    add_node(cluster)
+    (second,) = [event for event in poll_until(fleet, joined) if isinstance(event, AgentJoined)]
+    leave.touch()
+    events = poll_until(fleet, lambda e: isinstance(e, Reported) and isinstance(e.item, Failure))
+
+    assert AgentDraining(first.agent, f"{DRAIN_VARIABLE} {leave} exists") in events
+    preempted = events[-1]
+    assert isinstance(preempted, Reported)
+    assert isinstance(preempted.item, Failure)
+    assert preempted.item.failure_kind == "preempted"
+
+    fleet.assign(second.agent, long_training.id, 2, long_training)
+    resumed = poll_until(
+        fleet, lambda e: isinstance(e, Reported) and isinstance(e.item, Progress) and e.item.done_fraction > 0
+    )[-1]
+    assert isinstance(resumed, Reported)
+    assert (resumed.agent, resumed.epoch) == (second.agent, 2)
+
+    cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id.startswith(first.agent[-8:-2])))
+    lost = poll_until(fleet, lambda e: isinstance(e, AgentLost) and e.agent == first.agent)
+    assert lost
+
+
+def test_a_cluster_that_takes_whoever_comes_is_refused(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    open_cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+    )
+    try:
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(UserError, match=r"takes connections without a token.*\n.*--insecure"):
+            ClusterSession(open_cluster.address).connect()
+    finally:
+        open_cluster.shutdown()
