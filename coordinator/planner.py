@@ -8,7 +8,7 @@ verdict       the recommended architecture at the held-out size                 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,7 +26,7 @@ from coordinator.study import StudySpec
 from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.observations import Observation
-from scaling.propose import Proposal, propose
+from scaling.propose import propose
 from scaling.recipes import TrainingRecipe
 from scaling.space import Candidates
 
@@ -163,9 +163,9 @@ def _proposed_round(state: StudyState, stage: str) -> Plan:
             tokens,
             "proposed",
             p.reason,
-            seed=_next_seed(at_size, candidates, p.index, proposals[:k]),
+            seed=p.num_replicate,  # one more than the seeds this shape has had
         )
-        for k, p in enumerate(proposals)
+        for p in proposals
     )
     notes = []
     if law_fit is None or law_fit.law is None:
@@ -204,12 +204,6 @@ def _is_fit_run(trial: TrialRow, state: StudyState, tokens: float) -> bool:
 def _indices(candidates: Candidates, trials: Iterable[TrialRow]) -> list[int]:
     found = [candidates.index_of(trial.planned.assignment.architecture) for trial in trials]
     return [index for index in found if index is not None]
-
-
-def _next_seed(trials: Sequence[TrialRow], candidates: Candidates, index: int, earlier: Sequence[Proposal]) -> int:
-    """One more than the seeds this shape has had, those proposed in the same round included."""
-    before = _indices(candidates, trials).count(index)
-    return before + sum(proposal.index == index for proposal in earlier)
 
 
 def _seconds_per_run(state: StudyState, candidates: Candidates, tokens: float) -> Floats:
