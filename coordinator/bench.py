@@ -6,7 +6,7 @@ Every restart is on disk before the next one starts, so a campaign that was stop
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -19,10 +19,10 @@ from rich.table import Table
 
 from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult, run_campaign, slots_left
 from agent.benchmark.configs import read_config
-from agent.benchmark.machine import this_machine
+from agent.benchmark.machine import Machine, this_machine
 from agent.benchmark.preflight import check_campaign
 from agent.benchmark.run import Restart
-from agent.engines.base import Engine
+from agent.engines.base import Engine, engine_named
 from agent.engines.interpreters import find_engine
 from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
 from coordinator.bench_verdicts import BenchComparison, BenchRow, correction
@@ -33,6 +33,7 @@ from scaling.quantity import Measured
 from scaling.recipes import EngineName, ServingRecipe, Workload
 from scaling.serving import parse_batch_sizes
 from scaling.throughput_comparison import ThroughputComparison
+from scaling.weight_formats import recipe_words
 
 PAGE_NAME = "bench.html"
 MIN_DEADLINE_SECONDS = 300.0
@@ -42,19 +43,36 @@ DEADLINE_WINDOWS = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What `archfleet bench` was asked for."""
+    """What `archfleet bench` was asked for; null is the default of the device, `ON_A_GPU` or `ON_A_CPU`."""
 
     engine: str = "transformers"
-    batches: str = "16"
-    input_tokens: int = 32
-    output_tokens: int = 32
+    batches: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
     repeats: int = 3
-    window_seconds: float = 2.0
-    dtype: Any = "float32"
+    window_seconds: float | None = None
+    dtype: Any = None
+    quantization: str | None = None
+    kv_cache_dtype: Any = "auto"
+    tensor_parallel_size: int = 1
 
 
-def plan_campaign(configs: Sequence[str], options: BenchOptions) -> Campaign:
+ON_A_GPU = BenchOptions(
+    batches="128..4096", input_tokens=1024, output_tokens=1024, window_seconds=60.0, dtype="bfloat16"
+)
+"""The workload that architectures are compared by."""
+ON_A_CPU = BenchOptions(batches="16", input_tokens=32, output_tokens=32, window_seconds=2.0, dtype="float32")
+"""What two slow cores measure in minutes; the other would take them days."""
+_BY_DEVICE = ("batches", "input_tokens", "output_tokens", "window_seconds", "dtype")
+
+
+def plan_campaign(configs: Sequence[str], options: BenchOptions, *, machine: Machine | None = None) -> Campaign:
     """The campaign that the user asks for, checked as far as that goes without starting an engine.
+
+    Args:
+        configs: config.json files, their directories, or names; the first is what the others are compared with.
+        options: what is not given has the device's default.
+        machine: where it will run, by default this machine as it is now.
 
     Raises:
         UserError: a config cannot be read, the engine is not available, a batch size is none, or a candidate cannot
@@ -64,24 +82,63 @@ def plan_campaign(configs: Sequence[str], options: BenchOptions) -> Campaign:
         known = ", ".join(get_args(EngineName))
         raise UserError(f"unknown engine {options.engine!r}; expected one of: {known}")
     try:
-        find_engine(options.engine)
-        lengths = {"input_tokens": options.input_tokens, "output_tokens": options.output_tokens}
-        batch_sizes = dict.fromkeys(parse_batch_sizes(options.batches))
+        engine_named(options.engine)
+        machine = machine or this_machine()
+        chosen = with_defaults(options, machine)
+        lengths = {"input_tokens": chosen.input_tokens, "output_tokens": chosen.output_tokens}
+        batch_sizes = dict.fromkeys(parse_batch_sizes(str(chosen.batches)))
+        window_seconds = float(chosen.window_seconds or 0)
         campaign = Campaign(
             candidates=_candidates(configs),
-            recipe=ServingRecipe(engine=options.engine, dtype=options.dtype),
-            workloads=tuple(Workload(batch_size=size, **lengths) for size in batch_sizes),
-            num_repeats=options.repeats,
-            min_window_seconds=options.window_seconds,
+            recipe=ServingRecipe.model_validate({name: getattr(chosen, name) for name in _RECIPE}),
+            workloads=tuple(Workload.model_validate({"batch_size": size, **lengths}) for size in batch_sizes),
+            num_repeats=chosen.repeats,
+            min_window_seconds=window_seconds,
             load_deadline_seconds=MIN_DEADLINE_SECONDS,
-            run_deadline_seconds=max(MIN_DEADLINE_SECONDS, DEADLINE_WINDOWS * options.window_seconds),
+            run_deadline_seconds=max(MIN_DEADLINE_SECONDS, DEADLINE_WINDOWS * window_seconds),
         )
-        check_campaign(campaign, this_machine())
+        check_campaign(campaign, machine)
+        find_engine(options.engine)
     except ValidationError as error:
-        raise UserError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+        raise UserError("; ".join(map(_in_words, error.errors()))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
     return campaign
+
+
+_RECIPE = ("engine", "dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size")
+
+
+def _in_words(problem: Any) -> str:
+    """One problem that validation found: the option, what was given and what was expected."""
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where} {problem['input']!r}: {problem['msg']}" if where else str(problem["msg"])
+
+
+def with_defaults(options: BenchOptions, machine: Machine) -> BenchOptions:
+    """The options with everything that follows the device; the fake engine pretends a CPU."""
+    device = ON_A_GPU if machine.on_gpu and options.engine != "fake" else ON_A_CPU
+    return replace(options, **{name: getattr(device, name) for name in _BY_DEVICE if getattr(options, name) is None})
+
+
+def workload_words(campaign: Campaign, options: BenchOptions) -> str:
+    """What will be measured, for how long at least, and which of it nobody asked for."""
+    load, windows = campaign.workloads[0], len(campaign.order())
+    batches = ", ".join(str(workload.batch_size) for workload in campaign.workloads)
+    words = (
+        f"workload: {load.input_tokens} input / {load.output_tokens} output tokens, batch {batches}, "
+        f"{recipe_words(campaign.recipe)}; {windows} engine starts of at least {campaign.min_window_seconds:g} s each"
+    )
+    if all(getattr(options, name) is not None for name in _BY_DEVICE):
+        return words
+    return f"{words}. What was not given follows the device: {_defaults('CPU', ON_A_CPU)}; {_defaults('GPU', ON_A_GPU)}"
+
+
+def _defaults(place: str, options: BenchOptions) -> str:
+    return (
+        f"on a {place} --input-tokens {options.input_tokens} --output-tokens {options.output_tokens} --batch "
+        f"{options.batches} --dtype {options.dtype} --window-seconds {options.window_seconds:g}"
+    )
 
 
 def _candidates(configs: Sequence[str]) -> tuple[Candidate, ...]:
@@ -221,8 +278,9 @@ def title(record: BenchRecord) -> str:
     label = "FAKE ENGINE, not a measurement: " if recipe.engine == "fake" else "MEASURED "
     device = made.get("device_name", "nothing yet")
     return (
-        f"{label}on {device}: {recipe.engine} {made.get(recipe.engine, '')}, {recipe.dtype}, {load.input_tokens} input "
-        f"/ {load.output_tokens} output tokens, {campaign.num_repeats} restarts each, 95 % t-interval"
+        f"{label}on {device}: {recipe.engine} {made.get(recipe.engine, '')}, {recipe_words(recipe)}, "
+        f"{load.input_tokens} input / {load.output_tokens} output tokens, "
+        f"{campaign.num_repeats} restarts each, 95 % t-interval"
     )
 
 

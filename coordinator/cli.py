@@ -228,26 +228,49 @@ def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json
         console.print(search_table(result))
 
 
+def _recipe_options(command: Any) -> Any:
+    """Options of how an engine holds and shares a model, alike for measuring and predicting."""
+    quantization = click.option(
+        "--quantization", metavar="NAME", help="Of the weights, by the engine's own name, e.g. fp8.  [default: none]"
+    )
+    cache = click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
+        default="auto",
+        show_default=True,
+        help="Of cached keys and values; auto is --dtype.",
+    )
+    devices = click.option(
+        "--tensor-parallel-size",
+        default=1,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Devices that share every matrix.",
+    )
+    return quantization(cache(devices(command)))
+
+
 @main.command(
     epilog="  archfleet bench runs/LAST/architectures/*/config.json\n"
     "  archfleet bench a/config.json b/config.json --batch 16,32 --input-tokens 32 --output-tokens 32 --out campaign\n"
-    "  archfleet bench llama-3.2-1b panda-1b surefire-1b --engine vllm --dtype bfloat16 --batch 128..4096 \\\n"
-    "      --input-tokens 1024 --output-tokens 1024 --window-seconds 60    # on a GPU, an hour or more"
+    "  archfleet bench llama-3.2-1b panda-1b surefire-1b --engine vllm      # 1024/1024 on a GPU, an hour or more\n"
+    "  archfleet bench a.json b.json --engine vllm --quantization fp8 --kv-cache-dtype fp8 --tensor-parallel-size 2"
 )
 @click.argument("configs", nargs=-1, required=True)
-@click.option("--engine", default="transformers", show_default=True, help="transformers, vllm or fake.")
-@click.option("--batch", "batches", default="16", show_default=True, help="One, a list a,b, or doubling a..b.")
-@click.option("--input-tokens", default=32, show_default=True, type=click.IntRange(min=1))
-@click.option("--output-tokens", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--engine", default="transformers", show_default=True, help="transformers, vllm, sglang or fake.")
+@click.option("--batch", "batches", help="One, a list a,b, or doubling a..b.  [default: GPU 128..4096, CPU 16]")
+@click.option("--input-tokens", type=click.IntRange(min=1), help="[default: GPU 1024, CPU 32]")
+@click.option("--output-tokens", type=click.IntRange(min=1), help="[default: GPU 1024, CPU 32]")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=2), help="Engine restarts of each.")
 @click.option(
     "--window-seconds",
-    default=2.0,
-    show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Least time that each restart measures; on a GPU 60 or more.",
+    help="Least time that each restart measures.  [default: GPU 60, CPU 2]",
 )
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: GPU bfloat16, CPU float32]"
+)
+@_recipe_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -259,10 +282,22 @@ def bench(configs: tuple[str, ...], out: Path | None, as_json: bool, **settings:
 
     At each batch size the engines' restarts are interleaved: A B A', A' B A, A B A' ... where A' is the first again:
     the noise floor. Ratios to the first have intervals, corrected for the number of comparisons.
-    """
-    from coordinator.bench import BenchOptions, default_directory, plan_campaign, report_bench, run_bench
 
-    campaign = plan_campaign(configs, BenchOptions(**settings))
+    What is not given follows the device: 1024 input and output tokens at batch 128 to 4096 on a GPU; on a CPU, which
+    would take days for that, 32 and 32 at batch 16. The workload that is taken is printed.
+    """
+    from coordinator.bench import (
+        BenchOptions,
+        default_directory,
+        plan_campaign,
+        report_bench,
+        run_bench,
+        workload_words,
+    )
+
+    options = BenchOptions(**settings)
+    campaign = plan_campaign(configs, options)
+    errors.print(workload_words(campaign, options), markup=False, highlight=False, soft_wrap=True)
     directory = out or default_directory(datetime.now(UTC))
     try:
         record = run_bench(campaign, directory, console=errors)
@@ -280,6 +315,7 @@ def bench(configs: tuple[str, ...], out: Path | None, as_json: bool, **settings:
 @main.command(
     epilog="  archfleet predict llama-3.2-1b --hardware h200\n"
     "  archfleet predict config.json --hardware a100-80gb --batch 128..4096 --json\n"
+    "  archfleet predict panda-1b --quantization fp8 --kv-cache-dtype fp8 --tensor-parallel-size 2\n"
     "  archfleet predict config.json --profile measured.toml --observations bench/bench.json --batch 16..64"
 )
 @click.argument("config")
@@ -292,6 +328,7 @@ def bench(configs: tuple[str, ...], out: Path | None, as_json: bool, **settings:
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="[default: the observations', or bfloat16]",
 )
+@_recipe_options
 @click.option(
     "--profile", type=click.Path(path_type=Path), help="A measured profile: what `archfleet hw calibrate --out` wrote."
 )

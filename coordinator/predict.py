@@ -1,6 +1,7 @@
 """`archfleet predict`: predictions as a table. Every number here is predicted, and names what it rests on."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scaling.quantity import NotMeasured, Predicted
 from scaling.recipes import ServingRecipe
 from scaling.serving import BASIS, parse_batch_sizes, predict_batches
 from scaling.throughput_fit import EngineKey, NoThroughputFit, ThroughputFit, fit_throughput, group_runs
+from scaling.weight_formats import recipe_words
 
 DEFAULT_HARDWARE = "h200"
 DEFAULT_DTYPE = "bfloat16"
@@ -33,6 +35,9 @@ def run_prediction(
     profile: Path | None = None,
     observations: Path | None = None,
     clock: Any = "wall",
+    quantization: str | None = None,
+    kv_cache_dtype: Any = "auto",
+    tensor_parallel_size: int = 1,
 ) -> list[dict[str, Any]]:
     """One ServingPrediction as JSON a batch size.
 
@@ -47,6 +52,9 @@ def run_prediction(
         profile: a measured profile (`archfleet hw calibrate --out`).
         observations: a bench.json whose runs the host term and the scale are fitted to.
         clock: of the observations, "wall" or "processor".
+        quantization: of the weights, by an engine's name; observations of others are not used.
+        kv_cache_dtype: of cached keys and values.
+        tensor_parallel_size: devices that share the architecture.
 
     Raises:
         UserError: something cannot be read, does not go together, or is too little to fit.
@@ -54,18 +62,26 @@ def run_prediction(
     try:
         target = _profile(hardware, profile)
         key, fit = None, None
+        asked = {
+            "quantization": quantization,
+            "kv_cache_dtype": kv_cache_dtype,
+            "tensor_parallel_size": tensor_parallel_size,
+        }
         if observations is not None:
-            key, fit = _fit(observations, target, engine=engine, dtype=dtype, clock=clock)
+            key, fit = _fit(observations, target, asked, engine=engine, dtype=dtype, clock=clock)
         fields = {"engine": key.engine if key else engine or "vllm", "dtype": key.dtype if key else dtype}
         predictions = predict_batches(
             read_config(config),
             target,
-            ServingRecipe.model_validate({**fields, "dtype": fields["dtype"] or DEFAULT_DTYPE}),
+            ServingRecipe.model_validate({**fields, "dtype": fields["dtype"] or DEFAULT_DTYPE, **asked}),
             batch_sizes=parse_batch_sizes(batches),
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             fit=fit,
         )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     return [prediction.model_dump(mode="json") for prediction in predictions]
@@ -107,10 +123,18 @@ def _profile(hardware: str | None, file: Path | None) -> HardwareProfile:
 
 
 def _fit(
-    file: Path, profile: HardwareProfile, *, engine: str | None, dtype: str | None, clock: Any
+    file: Path, profile: HardwareProfile, asked: Mapping[str, Any], *, engine: str | None, dtype: str | None, clock: Any
 ) -> tuple[EngineKey, ThroughputFit]:
-    """The fit to the one engine of the file that was asked for."""
-    groups = group_runs(read_serving_observations(file))
+    """The fit to the one engine of the file that was asked for, of runs with the quantisation and so on of `asked`."""
+    found = read_serving_observations(file)
+    alike = [run for run in found if all(getattr(run.recipe, name) == value for name, value in asked.items())]
+    if not alike:
+        others = "; ".join(sorted({recipe_words(run.recipe) for run in found}))
+        raise ValueError(
+            f"{file} holds no run with these --quantization, --kv-cache-dtype and --tensor-parallel-size, only in "
+            f"{others}; ask for these, or leave out --observations"
+        )
+    groups = group_runs(alike)
     elsewhere = sorted({key.hardware for key in groups} - {profile.id})
     suited = {
         key: runs
@@ -118,9 +142,9 @@ def _fit(
         if key.hardware == profile.id and engine in (None, key.engine) and dtype in (None, key.dtype)
     }
     if not suited:
-        asked = " ".join(["runs", *([f"of {engine}"] if engine else []), *([f"in {dtype}"] if dtype else [])])
+        wanted = " ".join(["runs", *([f"of {engine}"] if engine else []), *([f"in {dtype}"] if dtype else [])])
         hint = f"; it has runs on {', '.join(elsewhere)}: give --hardware or --profile of that" if elsewhere else ""
-        raise ValueError(f"{file} holds no valid {asked} on {profile.id}{hint}")
+        raise ValueError(f"{file} holds no valid {wanted} on {profile.id}{hint}")
     if len(suited) > 1:
         raise ValueError(
             f"{file} holds runs of several engines ({'; '.join(sorted(map(str, suited)))}): choose with --engine "
@@ -136,9 +160,9 @@ def _fit(
 def predict_table(predictions: list[dict[str, Any]]) -> Table:
     """A table for people; units in the head, "predicted" and what it rests on in the title."""
     first = predictions[0]
-    workload = first["workload"]
+    workload, words = first["workload"], recipe_words(ServingRecipe.model_validate(first["recipe"]))
     table = Table(
-        title=f"PREDICTED for {first['hardware']}, {first['recipe']['dtype']}, {workload['input_tokens']} input / "
+        title=f"PREDICTED for {first['hardware']}, {words}, {workload['input_tokens']} input / "
         f"{workload['output_tokens']} output tokens: {_basis(predictions)}"
     )
     for head in ("batch", "effective batch", "output tokens/s", "TTFT s", "ITL ms"):

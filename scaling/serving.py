@@ -34,7 +34,7 @@ from scaling.throughput_fit import (
     fitted_seconds,
     require_same_target,
 )
-from scaling.weight_formats import why_unknown
+from scaling.weight_formats import recipe_words, why_unknown
 
 Floats = NDArray[np.float64]
 
@@ -281,16 +281,9 @@ def _no_data(cost: PassCost, profile: HardwareProfile, recipe: ServingRecipe) ->
     names = ("prefill_gemm", "prefill_attention", "prefill_head", "decode_gemm", "decode_attention", "decode_head")
     absent = [name.replace("_", " ") for name in names if np.isnan(getattr(cost, name)).any()]
     return (
-        f"no data: the measured profile of {profile.id} has no efficiency {_numbers(recipe)} near these sizes for "
-        f"{', '.join(absent)}; without --profile the uncalibrated sheet answers"
+        f"no data: the measured profile of {profile.id} has no efficiency in {recipe_words(recipe)} near these "
+        f"sizes for {', '.join(absent)}; without --profile the uncalibrated sheet answers"
     )
-
-
-def _numbers(recipe: ServingRecipe) -> str:
-    """In what numbers an engine calculates, in words."""
-    weights = f" with weights in {recipe.quantization}" if recipe.quantization is not None else ""
-    cache = f" with a KV cache in {recipe.kv_cache_dtype}" if recipe.kv_cache_dtype != "auto" else ""
-    return f"in {recipe.dtype}{weights}{cache}"
 
 
 def _why_not_shared(architecture: Architecture, recipe: ServingRecipe) -> str | None:

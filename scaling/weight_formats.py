@@ -84,3 +84,15 @@ def cache_dtype(recipe: ServingRecipe) -> Dtype:
     if recipe.kv_cache_dtype == "auto":
         return recipe.dtype
     return "fp8" if recipe.kv_cache_dtype.startswith("fp8") else "bfloat16"
+
+
+def recipe_words(recipe: ServingRecipe) -> str:
+    """In what numbers, and on how many devices, an engine calculates: what is not the default is named."""
+    words: list[str] = [recipe.dtype]
+    if recipe.quantization is not None:
+        words.append(f"weights in {recipe.quantization}")
+    if recipe.kv_cache_dtype != "auto":
+        words.append(f"KV cache in {recipe.kv_cache_dtype}")
+    if recipe.tensor_parallel_size > 1:
+        words.append(f"{recipe.tensor_parallel_size} devices in tensor parallel")
+    return ", ".join(words)

@@ -10,6 +10,7 @@ from scaling.quantity import NotMeasured
 from scaling.recipes import ServingRecipe, Workload
 from scaling.serving import predict_serving
 from scaling.serving_cost import DeviceShare, device_share
+from scaling.weight_formats import recipe_words
 
 HOLDS_THE_WHOLE_BATCH = frozenset({"transformers"})
 """Engines that keep the KV cache of the whole batch at once; in the others what does not fit waits in a queue."""
@@ -55,7 +56,7 @@ def _check_memory(campaign: Campaign, candidate: Candidate, workload: Workload, 
     each = f" on each of {recipe.tensor_parallel_size} devices" if recipe.tensor_parallel_size > 1 else ""
     raise ValueError(
         f"{candidate.name} does not fit in the memory of {machine.place}: weights of {share.weight_bytes / 1e9:.2f} GB "
-        f"and {cache / 1e9:.2f} GB of KV cache ({what} of {tokens} tokens, {_numbers(recipe)}){each} need at least "
+        f"and {cache / 1e9:.2f} GB of KV cache ({what} of {tokens} tokens, {recipe_words(recipe)}){each} need at least "
         f"{(share.weight_bytes + cache) / 1e9:.2f} GB, available are {machine.available_bytes / 1e9:.2f} GB. "
         f"Give {smaller}{narrower}or a smaller architecture"
     )
@@ -68,9 +69,3 @@ def _least_share(candidate: Candidate, recipe: ServingRecipe) -> DeviceShare:
     except ValueError:
         share = device_share(candidate.architecture, recipe.model_copy(update={"quantization": None}))
         return DeviceShare(weight_bytes=0.0, key_value_bytes_per_token=share.key_value_bytes_per_token)
-
-
-def _numbers(recipe: ServingRecipe) -> str:
-    weights = f", weights in {recipe.quantization}" if recipe.quantization is not None else ""
-    cache = f", cache in {recipe.kv_cache_dtype}" if recipe.kv_cache_dtype != "auto" else ""
-    return f"{recipe.dtype}{weights}{cache}"

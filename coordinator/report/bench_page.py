@@ -18,6 +18,7 @@ from coordinator.report.formats import Shown, count, duration, figure, moment, p
 from coordinator.report.tables import Fact, not_measured
 from scaling.observations import ServingObservation
 from scaling.throughput_comparison import ThroughputComparison
+from scaling.weight_formats import recipe_words
 
 TEMPLATE = "bench.html.j2"
 
@@ -218,7 +219,7 @@ def provenance_facts(record: BenchRecord) -> list[Fact]:
     recipe, load = campaign.recipe, campaign.workloads[0]
     threads = plural(recipe.num_threads, "CPU thread")
     facts = [
-        Fact(name="Engine", value=f"{recipe.engine}, {recipe.dtype}", note=threads),
+        Fact(name="Engine", value=f"{recipe.engine}, {recipe_words(recipe)}", note=threads),
         Fact(name="Workload", value=f"{load.input_tokens} input and {load.output_tokens} output tokens a request"),
         Fact(
             name="Restarts",

@@ -7,13 +7,25 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from agent.benchmark.machine import Machine
 from agent.engines.base import Engine, engine_named
 from coordinator import bench
-from coordinator.bench import BenchOptions, bench_table, closing_words, plan_campaign, run_bench, write_page
-from coordinator.bench_record import FILE_NAME, read_record, write_record
+from coordinator.bench import (
+    BenchOptions,
+    bench_table,
+    closing_words,
+    plan_campaign,
+    run_bench,
+    title,
+    with_defaults,
+    workload_words,
+    write_page,
+)
+from coordinator.bench_record import FILE_NAME, make_record, read_record, write_record
 from coordinator.errors import UserError
 from scaling.observations import ServingObservation
 
+CPU = Machine(available_bytes=8e9, place="a CPU", on_gpu=False)
 CONSOLE = Console(stderr=True, quiet=True)
 SHAPES = ("llama-3.2-1b", "qwen3-0.6b")
 
@@ -179,6 +191,61 @@ def test_heads_that_do_not_divide_are_refused(tmp_path):
     config.write_text(json.dumps(fields | {"model_type": "llama", "num_attention_heads": 6, "num_key_value_heads": 4}))
     with pytest.raises(UserError, match=r"num_attention_heads \(6\) must be a multiple of num_key_value_heads \(4\)"):
         plan_campaign((str(config),), BenchOptions())
+
+
+def on_gpus(number: int) -> Machine:
+    return Machine(available_bytes=140e9, place="a GPU", on_gpu=True, num_devices=number)
+
+
+def test_what_is_not_given_follows_the_device_and_is_said():
+    gpu = with_defaults(BenchOptions(engine="vllm", batches="64"), on_gpus(1))
+    assert (gpu.batches, gpu.input_tokens, gpu.output_tokens, gpu.window_seconds) == ("64", 1024, 1024, 60)
+    assert with_defaults(BenchOptions(), on_gpus(1)).batches == "128..4096"
+    assert with_defaults(BenchOptions(engine="fake"), on_gpus(1)) == with_defaults(BenchOptions(engine="fake"), CPU)
+    options = BenchOptions(engine="fake")
+    words = workload_words(plan_campaign(SHAPES, options, machine=CPU), options)
+    assert words.startswith("workload: 32 input / 32 output tokens, batch 16, float32; 9 engine starts of at least 2 s")
+    assert "on a GPU --input-tokens 1024 --output-tokens 1024 --batch 128..4096 --dtype bfloat16" in words
+    asked = with_defaults(options, CPU)
+    assert "What was not given" not in workload_words(plan_campaign(SHAPES, asked, machine=CPU), asked)
+
+
+def test_a_gpus_default_workload_that_its_memory_cannot_hold_is_refused_with_a_way_out():
+    with pytest.raises(UserError, match=r"1b does not fit .*batch 4096 of 2048 tokens, bfloat16.*smaller"):
+        plan_campaign(SHAPES, BenchOptions(), machine=on_gpus(1))
+
+
+def test_recipes_are_recorded_and_shown(tmp_path, make_bench):
+    record = make_bench({"a": [1, 2, 3]})
+    recipe = {"quantization": "fp8", "kv_cache_dtype": "fp8_e5m2", "tensor_parallel_size": 2}
+    changed = record.campaign.recipe.model_copy(update=recipe)
+    record = make_record(record.campaign.model_copy(update={"recipe": changed}), ())
+    words = "weights in fp8, KV cache in fp8_e5m2, 2 devices in tensor parallel"
+    assert words in title(record)
+    assert words in write_page(record, tmp_path).read_text()
+    content = json.loads(write_record(tmp_path, record).read_text())
+    assert recipe.items() <= content["campaign"]["recipe"].items()
+    assert read_record(tmp_path) == record
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"tensor_parallel_size": 4}, "wants as many GPUs, but 2 of a GPU visible"),
+        ({"quantization": "gptq"}, "belongs to a quantised checkpoint"),
+        ({"quantization": "F P"}, "quantization 'F P': String should match"),
+    ],
+)
+def test_recipes_that_cannot_be_followed_are_refused_before_the_engine_is_looked_for(options, expected, monkeypatch):
+    monkeypatch.setenv("ARCHFLEET_VLLM_PYTHON", "/nowhere/python")
+    with pytest.raises(UserError, match=expected):
+        plan_campaign(SHAPES, BenchOptions(engine="vllm", **options), machine=on_gpus(2))
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_starts(monkeypatch):
+    monkeypatch.setenv("ARCHFLEET_VLLM_PYTHON", "/nowhere/python")
+    with pytest.raises(UserError, match="the interpreter of engine 'vllm', /nowhere/python"):
+        plan_campaign(SHAPES, BenchOptions(engine="vllm"), machine=on_gpus(1))
 
 
 @pytest.mark.slow

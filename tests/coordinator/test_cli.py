@@ -279,6 +279,12 @@ def test_predict_of_a_damaged_config(tmp_path: Path) -> None:
         (("llama-3.2-1b", "--engine", "fake", "--batch", "4096", "--input-tokens", "1000000"), "does not fit"),
         (("llama-3.2-3b", "--batch", "4096", "--input-tokens", "100000"), "need at least"),
         (("llama-3.2-1b", "--window-seconds", "0"), "--window-seconds"),
+        (("llama-3.2-1b", "--quantization", "fp8"), "runs here on one device, with unquantised weights"),
+        (("llama-3.2-1b", "--kv-cache-dtype", "int2"), "'int2' is not one of"),
+        (("llama-3.2-1b", "--engine", "vllm", "--quantization", "awq"), "belongs to a quantised checkpoint"),
+        (("llama-3.2-1b", "--engine", "vllm", "--tensor-parallel-size", "64"), "wants as many GPUs"),
+        (("llama-3.2-1b", "--engine", "fake", "--quantization", "fp7"), "how many bits a weight has"),
+        (("llama-3.2-1b", "--engine", "fake", "--tensor-parallel-size", "2"), "no link between devices"),
     ],
 )
 def test_bench_of_nonsense_ends_before_anything_is_written(
@@ -286,6 +292,45 @@ def test_bench_of_nonsense_ends_before_anything_is_written(
 ) -> None:
     assert expected in mistake("bench", *arguments, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+DENSE = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_type": "qwen3_moe"}, "model_type 'qwen3_moe' is not a dense Llama-style decoder"),
+        ({"model_type": "bert"}, "model_type 'bert' is not"),
+        ({"model_type": None}, "model_type None is not"),
+        ({"num_local_experts": 8}, "num_local_experts = 8: only dense"),
+        ({"n_routed_experts": 64}, "n_routed_experts = 64: only dense"),
+        ({"vision_config": {"hidden_size": 8}}, "vision_config = "),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder = True: only dense"),
+        ({"quantization_config": {"quant_method": "awq"}}, "name a quantisation that the engine makes at load"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 16}, "must be a multiple of"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "there is no head_dim; give head_dim"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("command", ["bench", "predict"])
+def test_configs_of_other_kinds_end_before_anything_is_started(command, changes, expected, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DENSE | changes))
+    assert expected in mistake(command, tmp_path)
+
+
+def test_bench_tells_the_workload_that_it_takes(tmp_path: Path) -> None:
+    result = archfleet("bench", "qwen3-0.6b", "--engine", "fake", "--repeats", 2, "--batch", 1, "--out", tmp_path)
+    assert "workload: 32 input / 32 output tokens, batch 1, float32; 2 engine starts" in result.stderr
+    assert "on a GPU --input-tokens 1024 --output-tokens 1024 --batch 128..4096" in result.stderr
 
 
 def test_bench_with_the_fake_engine_says_that_it_is_no_measurement(tmp_path: Path) -> None:

@@ -141,6 +141,35 @@ def test_the_sheet_can_be_fitted_too(config, bench):
     assert row["output_tokens_per_second"]["interval"]
 
 
+def test_the_recipe_is_told_and_changes_the_prediction():
+    plain = run_prediction("llama-3.2-1b", batches="4096")
+    recipe = {"quantization": "fp8", "kv_cache_dtype": "fp8", "tensor_parallel_size": 2}
+    rows = run_prediction("llama-3.2-1b", batches="4096", **recipe)
+    assert recipe.items() <= rows[0]["recipe"].items()
+    assert "bfloat16, weights in fp8, KV cache in fp8, 2 devices in tensor parallel," in predict_table(rows).title
+    assert rows[0]["effective_batch"]["value"] == 4096
+    assert plain[0]["effective_batch"]["value"] < 4096
+    assert "weights in" not in predict_table(plain).title
+
+
+def test_a_measured_profile_has_no_data_for_kernels_that_it_did_not_measure(config, profile):
+    wishes = ({"quantization": "gptq"}, {"kv_cache_dtype": "fp8"}, {"tensor_parallel_size": 2})
+    words = ("weights in gptq near", "KV cache in fp8 near", "does not tell how fast devices exchange")
+    for wish, expected in zip(wishes, words, strict=True):
+        (row,) = run_prediction(config, profile=profile, batches="16", dtype="float32", **wish, **SHORT)
+        assert expected in row["output_tokens_per_second"]["reason"]
+
+
+def test_observations_of_another_recipe_are_not_used(config, profile, bench):
+    with pytest.raises(UserError, match=r"no run with these --quantization.* only in float32; ask for these"):
+        run_prediction(config, profile=profile, observations=bench(RUNS), quantization="fp8", **SHORT)
+
+
+def test_a_quantisation_that_is_no_name_is_refused(config):
+    with pytest.raises(UserError, match="quantization 'F P': String should match"):
+        run_prediction(config, quantization="F P")
+
+
 def test_sizes_that_were_not_measured_have_no_data(tmp_path, profile):
     (tmp_path / "config.json").write_text(json.dumps(shape(4096, 16384).to_hf_config()))
     rows = run_prediction(str(tmp_path), profile=profile, batches="16", dtype="float32", **SHORT)

@@ -109,7 +109,7 @@ def test_weights_and_cache_are_counted_as_the_recipe_has_them():
     plan = campaign(engine="vllm", quantization="fp8_per_channel", kv_cache_dtype="fp8")
     place = {"on_gpu": True}
     check_campaign(plan, memory(quantised + SEQUENCE / 2, **place))
-    with pytest.raises(ValueError, match="bfloat16, weights in fp8_per_channel, cache in fp8"):
+    with pytest.raises(ValueError, match="bfloat16, weights in fp8_per_channel, KV cache in fp8"):
         check_campaign(plan, memory(quantised + SEQUENCE / 2 - 1, **place))
 
 
