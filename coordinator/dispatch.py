@@ -11,7 +11,7 @@ may take a trial is told by its `Needs`; trials that need the same share a lane,
 takes as long with ten trials in the queue as with a hundred thousand.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -44,18 +44,17 @@ class Renew:
 class Accept:
     """A trial's result counts. `spent_seconds` is what the attempt cost, on the coordinator's clock."""
 
-    agent: str
     trial_id: str
     epoch: int
     observation: Observation
     spent_seconds: float = 0.0
+    agent: str = ""
 
 
 @dataclass(frozen=True)
 class Fail:
     """An attempt failed; `final` when no attempt is left."""
 
-    agent: str
     trial_id: str
     epoch: int
     kind: FailureKind
@@ -64,6 +63,7 @@ class Fail:
     failure: Failure | None = None
     """The agent's own report; null where the agent could not give one."""
     spent_seconds: float = 0.0
+    agent: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,11 @@ class Dispatch:
         heads = [self._needs[lane[0][1]].seconds for lane in self._lanes.values() if lane]
         return min(heads) if heads and not any(self._affordable(seconds) for seconds in heads) else None
 
+    def commonest_hardware(self) -> str | None:
+        """The kind of which most agents are alive; the first by name where two are as common."""
+        kinds = Counter(agent.hardware for agent in self.agents.values())
+        return min(kinds, key=lambda kind: (-kinds[kind], kind)) if kinds else None
+
     def missing_hardware(self) -> dict[tuple[str, ...], int]:
         """Kinds that waiting trials ask for and no living agent has, with the number of those trials."""
         present = {agent.hardware for agent in self.agents.values()}
@@ -354,7 +359,7 @@ class Dispatch:
             if item.failure_kind == "engine-start":
                 ending += self._engine_did_not_start(agent, trial_id, item, now)
         else:
-            ending = [Accept(agent, trial_id, epoch, item, self._settle(trial_id, now))]
+            ending = [Accept(trial_id, epoch, item, self._settle(trial_id, now), agent)]
             self._forget(trial_id)
         return [*ending, *self._canary_or_idle(agent, now), *self.assign(now=now)]
 
@@ -495,7 +500,7 @@ class Dispatch:
         else:
             self._failed_on.setdefault(trial_id, set()).add(lease.agent)
             self._enqueue(trial_id, front=True)
-        return Fail(lease.agent, trial_id, lease.epoch, kind, message, final, failure, spent)
+        return Fail(trial_id, lease.epoch, kind, message, final, failure, spent, lease.agent)
 
     def _settle(self, trial_id: str, now: float) -> float:
         """End a lease: what was reserved for it is free again, what it took is spent. Returns the latter."""

@@ -35,7 +35,7 @@ class Planner(Protocol):
     """Decides what is worth running. Everything that it goes by comes in as an argument."""
 
     def due(self, tally: Tally) -> bool:
-        """Whether a plan, or the end, could follow. Asked after every end, so it must be cheap; a needless yes costs time only."""
+        """Whether a plan, or the end, could follow. Asked after every end: cheap, and wrong only in saying yes."""
 
     def next_plan(self, state: StudyState) -> Plan | None:
         """The next plan, if its time has come."""

@@ -73,7 +73,7 @@ def test_a_result_is_accepted_and_its_agent_gets_the_next_trial(dispatch: Dispat
     running(dispatch)
     dispatch.enqueue(["next"])
     result = success("t")
-    assert dispatch.reported("a", "t", 1, result, now=5) == [Accept("a", "t", 1, result, 5), Start("a", "next", 1)]
+    assert dispatch.reported("a", "t", 1, result, now=5) == [Accept("t", 1, result, 5, "a"), Start("a", "next", 1)]
 
 
 def test_a_second_result_of_the_same_lease_is_rejected(dispatch: Dispatch) -> None:
@@ -179,7 +179,7 @@ def test_a_late_sign_of_life_of_an_old_epoch_renews_nothing(dispatch: Dispatch) 
 def test_a_failed_agent_is_idle_again(dispatch: Dispatch) -> None:
     running(dispatch)
     report = failure("t", "validation")
-    assert dispatch.reported("a", "t", 1, report, now=1) == [Fail("a", "t", 1, "validation", "it broke", True, report, 1)]
+    assert dispatch.reported("a", "t", 1, report, now=1) == [Fail("t", 1, "validation", "it broke", True, report, 1, "a")]
     assert list(dispatch.idle) == ["a"]
 
 
@@ -515,11 +515,11 @@ class Histories(RuleBasedStateMachine):
                     self.facts.append(Leased(trial, epoch, agent, needs.seconds))
                     self.holder[trial] = (agent, epoch)
                     self.working[agent] = (trial, epoch)
-                case Accept(_, trial, epoch, _, spent):
+                case Accept(trial, epoch, _, spent):
                     self.facts.append(Ended(trial, epoch, "succeeded", spent))
                     self.ended.add(trial)
                     del self.holder[trial]
-                case Fail(_, trial, epoch, _, _, final, _, spent):
+                case Fail(trial, epoch, _, _, final, _, spent):
                     self.facts.append(Ended(trial, epoch, "failed" if final else "retried", spent))
                     self.ended |= {trial} if final else set()
                     del self.holder[trial]
