@@ -34,6 +34,9 @@ from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
 
 MAX_FAILED_STARTS = 3
+"""A fleet of which no agent ever came up gives up after this many tries."""
+FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 5.0, 300.0
+"""Between two tries to start an agent that does not come up; doubled each time."""
 FETCH_SECONDS = 5.0
 """An agent that has nothing to tell answers after this long: its sign of life."""
 NODE_CHECK_SECONDS = 5.0
@@ -77,7 +80,10 @@ class RayFleet:
         self._blobs: dict[str, list[Any]] = {}
         self._checkpoints: dict[str, Any] = {}
         """Packed checkpoints of trials that were interrupted, in Ray's object store."""
+        self._rests: dict[str, tuple[float, float]] = {}
+        """Agents that did not come up → (not before, seconds of this rest)."""
         self._failed_starts = 0
+        self._ever_joined = False
         self._nodes_checked = 0.0
         self._ray: Any = None
 
@@ -144,7 +150,7 @@ class RayFleet:
         for name in gone:
             del self._agents[name]
         for name, slot in slots.items():
-            if name not in self._agents:
+            if name not in self._agents and self._rests.get(name, (0.0, 0.0))[0] <= self._nodes_checked:
                 self._start_agent(slot)
         return [AgentLost(name, "its node left the cluster") for name in gone]
 
@@ -165,7 +171,8 @@ class RayFleet:
         self._call(agent, "describe", then=lambda facts: self._described(agent, facts, asked))
 
     def _described(self, agent: _Agent, facts: dict[str, Any], asked_unix: float) -> list[FleetEvent]:
-        agent.joined, self._failed_starts = True, 0
+        agent.joined = self._ever_joined = True
+        self._rests.pop(agent.slot.agent, None)
         self._fetch(agent)
         return [
             AgentJoined(
@@ -210,17 +217,26 @@ class RayFleet:
         try:
             return then(self._ray.get(call))
         except self._ray.exceptions.RayError as error:
-            return [self._lost(agent, error)]
+            return self._lost(agent, error)
 
-    def _lost(self, agent: _Agent, error: Exception) -> FleetEvent:
-        if not agent.joined:
-            self._failed_starts += 1
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                raise UserError(f"agents do not start: {_first_line(error)}. `python -m agent --help` may tell more.")
+    def _lost(self, agent: _Agent, error: Exception) -> list[FleetEvent]:
+        """Forget an agent. One that had joined is started anew at once, one that never did after a rest."""
+        name = agent.slot.agent
         agent.pending.clear()
-        self._ray.kill(agent.handle)
-        self._start_agent(agent.slot)
-        return AgentLost(agent.slot.agent, _first_line(error))
+        with suppress(Exception):
+            self._ray.kill(agent.handle)
+        self._agents.pop(name, None)
+        if not agent.joined:
+            self._rest(name, error)
+        return [AgentLost(name, _first_line(error)), *self._follow_nodes()]
+
+    def _rest(self, name: str, error: Exception) -> None:
+        self._failed_starts += 1
+        if not self._ever_joined and self._failed_starts >= MAX_FAILED_STARTS:
+            raise UserError(f"agents do not start: {_first_line(error)}. `python -m agent --help` may tell more.")
+        _, last = self._rests.get(name, (0.0, FIRST_REST_SECONDS / 2))
+        seconds = min(2 * last, LONGEST_REST_SECONDS)
+        self._rests[name] = (time.monotonic() + seconds, seconds)
 
 
 def _pretence(slot: Slot) -> dict[str, str]:
