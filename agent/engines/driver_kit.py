@@ -137,6 +137,22 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{level}": float(value) for level, value in zip(LEVELS, found, strict=True)}
 
 
+def latency_fields(**seconds: Sequence[float] | str) -> dict[str, dict[str, Any]]:
+    """A result's `latencies` and `not_measured`: percentiles by name, or the reason that stands in their place.
+
+    No values at all mean that requests of one token have no such time.
+    """
+    found: dict[str, dict[str, Any]] = {"latencies": {}, "not_measured": {}}
+    for name, each in seconds.items():
+        if isinstance(each, str):
+            found["not_measured"][name] = each
+        elif len(each):
+            found["latencies"][name] = percentiles(each)
+        else:
+            found["not_measured"][name] = ONE_TOKEN
+    return found
+
+
 def name_in(names: Names, version: str, word: str) -> str:
     """What a version calls something; the newest name where the version is unknown."""
     number = version_number(version)

@@ -6,11 +6,17 @@ Speaks the protocol of `base.py` on its standard output and imports nothing of a
 lies beside it. One batch is `batch_size`
 prompts of random token ids, decoded greedily for exactly `output_tokens` (no end-of-text id). After one warm-up pass
 at the measured shape, whole batches are generated until `min_window_seconds` have gone by.
+
+All requests of a batch start and step together, so they share their latencies: TTFT is from the call of `generate` to
+the end of its first step, ITL from the end of a step to the end of the next, TPOT the mean of a batch's ITLs. Ends of
+steps are read from the host's clock on a CPU, where a step has then been computed; on a GPU from the device's own
+events, recorded after each step, so that nothing waits for them.
 """
 
 import os
 import sys
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TextIO
 
 # Imported, or run by path in an interpreter that need not have archfleet: see driver_kit.py.
@@ -25,6 +31,7 @@ else:
 
 def run(request: dict[str, Any], messages: TextIO) -> None:
     """Build the model and measure it."""
+    refuse_unsupported(request)
     import torch
 
     torch.set_num_threads(request["num_threads"])
@@ -41,17 +48,19 @@ def run(request: dict[str, Any], messages: TextIO) -> None:
     )
     with torch.inference_mode():
         logits_finite = bool(torch.isfinite(model(prompts[:1]).logits).all())
-        generate(model, prompts, request["output_tokens"])
+        generate(model, prompts, request["output_tokens"], new_clock(device))
         measure(model, prompts, request, messages, logits_finite)
 
 
 def measure(model: Any, prompts: Any, request: dict[str, Any], messages: TextIO, logits_finite: bool) -> None:
     """Whole batches until the window is long enough."""
     num_batches = num_output_tokens = 0
+    clock, batches = new_clock(prompts.device), list[list[float]]()
     started, cpu_started = time.perf_counter(), time.process_time()
     window_seconds = 0.0
     while num_batches == 0 or window_seconds < request["min_window_seconds"]:
-        num_output_tokens += generate(model, prompts, request["output_tokens"])
+        num_output_tokens += generate(model, prompts, request["output_tokens"], clock)
+        batches.append(clock.step_seconds())
         num_batches += 1
         window_seconds = time.perf_counter() - started
         kit.tell(messages, event="progress", window_seconds=window_seconds)
@@ -63,6 +72,86 @@ def measure(model: Any, prompts: Any, request: dict[str, Any], messages: TextIO,
         num_batches=num_batches,
         num_output_tokens=num_output_tokens,
         logits_finite=logits_finite,
+        **summarise_steps(batches),
+    )
+
+
+def refuse_unsupported(request: dict[str, Any]) -> None:
+    """Say in one sentence what of the request this engine cannot do.
+
+    Raises:
+        RefusedError: it cannot do all of it.
+    """
+    possible = {"quantization": (None,), "kv_cache_dtype": ("auto", request["dtype"]), "tensor_parallel_size": (1,)}
+    refused = [f"{name} {request[name]!r}" for name, values in possible.items() if request[name] not in values]
+    if refused:
+        raise kit.RefusedError(
+            f"the transformers engine cannot do {' or '.join(refused)}: it keeps weights, keys and values in the "
+            "recipe's dtype, on one device; expected a recipe without these keys, or another engine"
+        )
+
+
+class HostClock:
+    """Ends of steps by this process's clock, as a stopping criterion that never stops: called once a step."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def start(self) -> None:
+        """A batch begins."""
+        self.ends = [time.perf_counter()]
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """A step has ended; no sequence is to stop."""
+        self.ends.append(time.perf_counter())
+        return input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+
+    def step_seconds(self) -> list[float]:
+        """How long each step of the last batch took."""
+        return [end - start for start, end in pairwise(self.ends)]
+
+
+class DeviceClock:
+    """Ends of steps by the accelerator's clock: `HostClock` where steps are only enqueued when it is called."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def start(self) -> None:
+        """A batch begins; the device is idle."""
+        self.events = [_event_now()]
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """A step was enqueued, and its event after it; no sequence is to stop."""
+        self.events.append(_event_now())
+        return input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+
+    def step_seconds(self) -> list[float]:
+        """How long each step of the last batch took; the device has reached its end."""
+        self.events[-1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self.events)]
+
+
+def _event_now() -> Any:
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def new_clock(device: Any) -> HostClock | DeviceClock:
+    """The clock of a device's steps."""
+    return DeviceClock() if device.type == "cuda" else HostClock()
+
+
+def summarise_steps(batches: list[list[float]]) -> dict[str, Any]:
+    """Percentiles of the latencies, from each batch's seconds by step; every request of a batch counts the same."""
+    further = [steps[1:] for steps in batches if len(steps) > 1]
+    return kit.latency_fields(
+        ttft=[steps[0] for steps in batches],
+        tpot=[sum(gaps) / len(gaps) for gaps in further],
+        itl=[gap for gaps in further for gap in gaps],
     )
 
 
@@ -82,16 +171,18 @@ def build_model(request: dict[str, Any], device: Any) -> Any:
     return model.to(device=device, dtype=getattr(torch, request["dtype"]))
 
 
-def generate(model: Any, prompts: Any, output_tokens: int) -> int:
+def generate(model: Any, prompts: Any, output_tokens: int, clock: HostClock | DeviceClock) -> int:
     """Generate one batch; return the number of tokens that came out, all on the host by then."""
     import torch
 
+    clock.start()
     output = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         min_new_tokens=output_tokens,
         max_new_tokens=output_tokens,
         do_sample=False,
+        stopping_criteria=[clock],
     )
     new_tokens = output[:, prompts.shape[1] :].cpu()  # waits for the device
     legal = (new_tokens >= 0) & (new_tokens < model.config.vocab_size)

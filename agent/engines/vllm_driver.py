@@ -19,12 +19,19 @@ Pinned, because vLLM's defaults differ by GPU and would compare machines instead
 The mean number of running sequences is the time integral over the window, from vLLM's own clocks (Little's law):
 
     mean running = sum over requests of (last token - scheduled) / window            [sequences]
+
+Inter-token latencies are those that vLLM takes for its own histogram, every one of them, by the engine core's clock.
+
+Several devices: the engine core stays in this process and starts one worker a device, in this process group.
 """
 
 import math
 import os
 import sys
 import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 # Imported, or run by path in an interpreter that need not have archfleet: see driver_kit.py.
@@ -44,10 +51,10 @@ NAMES: kit.Names = {
     "preemptions": (((0, 20), "vllm:num_preemptions"),),
     "prefix_hits": (((0, 20), "vllm:prefix_cache_hits"),),
     "largest_graph": (((0, 20), "max_cudagraph_capture_size"),),
+    "token_gaps": (((0, 20), "inter_token_latencies_iter"),),
 }
 """What vLLM calls things: our word → (since version, name), oldest first."""
-
-NO_TOKEN_TIMES = "vLLM's offline interface times requests, not single tokens"
+NO_TOKEN_TIMES = "this version of vLLM gives no times of single tokens"
 NO_STATISTICS = "this version of vLLM gives no times of single requests"
 
 
@@ -55,6 +62,8 @@ def run(request: dict[str, Any], messages: TextIO) -> None:
     """Build the engine and measure it."""
     config = kit.read_json(request["config_directory"], "config.json")
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_cache_gibibytes(request, config))  # read by vLLM on a CPU only
+    if request["tensor_parallel_size"] > 1:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process has threads: a fork of it could hang
     import vllm
     from vllm.platforms import current_platform
 
@@ -94,13 +103,14 @@ def measure(
     counters = read_counters(llm)
     started, cpu_started = time.perf_counter(), time.process_time()
     window_seconds = 0.0
-    while num_batches == 0 or window_seconds < request["min_window_seconds"]:
-        outputs = llm.generate(prompts, sampling, use_tqdm=False)
-        num_batches += 1
-        num_output_tokens += sum(kit.num_legal(output.outputs[0].token_ids, vocab_size) for output in outputs)
-        times += [output.metrics for output in outputs]
-        window_seconds = time.perf_counter() - started
-        kit.tell(messages, event="progress", window_seconds=window_seconds)
+    with token_gaps(llm) as gaps:
+        while num_batches == 0 or window_seconds < request["min_window_seconds"]:
+            outputs = llm.generate(prompts, sampling, use_tqdm=False)
+            num_batches += 1
+            num_output_tokens += sum(kit.num_legal(output.outputs[0].token_ids, vocab_size) for output in outputs)
+            times += [output.metrics for output in outputs]
+            window_seconds = time.perf_counter() - started
+            kit.tell(messages, event="progress", window_seconds=window_seconds)
     cpu_seconds = time.process_time() - cpu_started
     kit.tell(
         messages,
@@ -111,18 +121,63 @@ def measure(
         num_output_tokens=num_output_tokens,
         logits_finite=logits_finite,
         **{name: count - counters[name] for name, count in read_counters(llm).items()},
-        **summarise_times(times, window_seconds),
+        **summarise_times(times, gaps, window_seconds),
     )
 
 
+class TokenGaps:
+    """Keeps the times between tokens that vLLM hands to its statistics' loggers, one call a step."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seconds = array("d")  # 8 bytes a token: a minute at 30,000 tokens/s is 14 MB
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+        """As every logger of vLLM's is told of a step; a step without output has no statistics."""
+        if iteration_stats is not None:
+            self.seconds.extend(getattr(iteration_stats, self.name, ()))
+
+    def log(self) -> None:
+        """Nothing: what was kept is told with the result."""
+
+
+@contextmanager
+def token_gaps(llm: Any) -> Iterator[Sequence[float] | None]:
+    """Seconds between the tokens of each request, growing while they are generated; None where vLLM shows none."""
+    import vllm
+
+    loggers = getattr(getattr(llm.llm_engine, "logger_manager", None), "stat_loggers", None)
+    if not isinstance(loggers, list):
+        yield None
+        return
+    gaps = TokenGaps(kit.name_in(NAMES, vllm.__version__, "token_gaps"))
+    loggers.append(gaps)
+    try:
+        yield gaps.seconds
+    finally:
+        loggers.remove(gaps)
+
+
 def engine_arguments(request: dict[str, Any], version: str, *, on_gpu: bool) -> dict[str, Any]:
-    """What vLLM's `LLM` is built from: everything that could differ by default is given."""
-    batch_size = request["batch_size"]
+    """What vLLM's `LLM` is built from: everything that could differ by default is given.
+
+    Raises:
+        RefusedError: several devices are asked for where there is a CPU.
+    """
+    batch_size, num_devices = request["batch_size"], request["tensor_parallel_size"]
+    if num_devices > 1 and not on_gpu:
+        raise kit.RefusedError(
+            f"tensor_parallel_size {num_devices} was asked for, and on a CPU vLLM is measured in one process; "
+            "expected tensor_parallel_size 1, or a machine with as many GPUs"
+        )
     arguments = {
         "model": request["config_directory"],
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "dtype": request["dtype"],
+        "quantization": request["quantization"],
+        "kv_cache_dtype": request["kv_cache_dtype"],
+        "tensor_parallel_size": num_devices,
         "seed": request["seed"],
         "max_model_len": request["input_tokens"] + request["output_tokens"],
         "max_num_seqs": batch_size,
@@ -136,6 +191,8 @@ def engine_arguments(request: dict[str, Any], version: str, *, on_gpu: bool) -> 
         arguments[kit.name_in(NAMES, version, "largest_graph")] = graph_size(batch_size)
     else:
         arguments["enforce_eager"] = True  # compiling a model of 12 M parameters took over two minutes of one core
+    if num_devices > 1:
+        arguments["distributed_executor_backend"] = "mp"  # else Ray's where vLLM finds it, with other processes
     return arguments
 
 
@@ -148,11 +205,12 @@ def graph_size(batch_size: int) -> int:
 def cpu_cache_gibibytes(request: dict[str, Any], config: dict[str, Any]) -> int:
     """Whole GiB for keys and values on a CPU: those of the full batch and a tenth more, at most half of the memory.
 
-    bytes = batch · (input + output tokens) · 2 · layers · kv_heads · head_dim · bytes an element
+    bytes = batch · (input + output tokens) · 2 · layers · kv_heads · head_dim · bytes an element (fp8: 1)
     """
     per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
     num_tokens = request["batch_size"] * (request["input_tokens"] + request["output_tokens"])
-    wanted = 1.1 * num_tokens * per_token * kit.BYTES_PER_ELEMENT[request["dtype"]]
+    cached = request["dtype"] if request["kv_cache_dtype"] == "auto" else request["kv_cache_dtype"]
+    wanted = 1.1 * num_tokens * per_token * kit.BYTES_PER_ELEMENT.get(cached, 1)
     gibibytes: int = math.ceil(min(wanted, kit.memory_bytes() / 2) / 2**30)
     return max(1, gibibytes)
 
@@ -204,29 +262,27 @@ def read_counters(llm: Any) -> dict[str, int]:
     return counts
 
 
-def summarise_times(times: list[Any], window_seconds: float) -> dict[str, Any]:
+def summarise_times(times: list[Any], gaps: Sequence[float] | None, window_seconds: float) -> dict[str, Any]:
     """Mean running sequences and percentiles of latencies, from vLLM's times of each request of the window.
 
-    TTFT is from the request's arrival, so time in the queue counts; TPOT = (last - first token) / (tokens - 1).
+    TTFT is from the request's arrival, so time in the queue counts; TPOT = (last - first token) / (tokens - 1), one
+    value a request; ITL is the time between two tokens, one value a token after the first.
     """
     if not times or any(getattr(each, "last_token_ts", None) is None for each in times):
         return {"not_measured": dict.fromkeys(("mean_running_sequences", "ttft", "tpot", "itl"), NO_STATISTICS)}
-    latencies = {"ttft": kit.percentiles([each.first_token_latency for each in times])}
-    reasons = {"itl": NO_TOKEN_TIMES}
     paces = [
         (each.last_token_ts - each.first_token_ts) / (each.num_generation_tokens - 1)
         for each in times
         if each.num_generation_tokens > 1
     ]
-    if paces:
-        latencies["tpot"] = kit.percentiles(paces)
-    else:
-        reasons["tpot"] = kit.ONE_TOKEN
     running_seconds = sum(each.last_token_ts - each.scheduled_ts for each in times)
     return {
         "mean_running_sequences": running_seconds / window_seconds,
-        "latencies": latencies,
-        "not_measured": reasons,
+        **kit.latency_fields(
+            ttft=[each.first_token_latency for each in times],
+            tpot=paces,
+            itl=NO_TOKEN_TIMES if gaps is None or (paces and not len(gaps)) else gaps,
+        ),
     }
 
 
