@@ -65,7 +65,10 @@ def main() -> None:
     """Find language-model architectures that are as accurate as a baseline and faster to serve, on your hardware."""
 
 
-@main.command(epilog="  archfleet run\n  archfleet run --quick\n  archfleet run my-study.toml --runs /data/runs")
+@main.command(
+    epilog="  archfleet run\n  archfleet run --quick\n  archfleet run my-study.toml --runs /data/runs\n"
+    "  archfleet run my-study.toml --address head.example:6379"
+)
 @click.argument("study", default="laptop")
 @click.option("--quick", is_flag=True, help="Run the two-minute smoke study instead.")
 @click.option("--new", "start_new", is_flag=True, help="Start a new run, even if one is unfinished.")
@@ -78,13 +81,16 @@ def main() -> None:
     help="Loopback port of /metrics; 0 takes a free one.",
 )
 @click.option("--agents", "num_agents", type=click.IntRange(min=1), help="Number of agents; default: one a CPU core.")
-def run(study: str, quick: bool, start_new: bool, runs: Path, metrics_port: int, num_agents: int | None) -> None:
+@click.option(
+    "--address", metavar="HOST:PORT", help="Use the Ray cluster at this address; default: start one on this machine."
+)
+@click.option("--insecure", is_flag=True, help="Use a cluster that takes connections without a token.")
+def run(study: str, quick: bool, **settings: Any) -> None:
     """Run STUDY (a name or a TOML file; default: laptop), or go on with its last unfinished run."""
     from coordinator.run import RunOptions, run_study
     from coordinator.study import read_study
 
-    options = RunOptions(runs=runs, start_new=start_new, metrics_port=metrics_port, num_agents=num_agents)
-    outcome = run_study(read_study("quick" if quick else study), options, console=console)
+    outcome = run_study(read_study("quick" if quick else study), RunOptions(**settings), console=console)
     if not outcome.finished:
         console.print(f"stopped; `archfleet run` goes on with {outcome.run_directory}", markup=False, soft_wrap=True)
         sys.exit(130)
@@ -172,9 +178,12 @@ def recommend(table: Path, as_json: bool, **settings: Any) -> None:
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
-@main.group(epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate search --seeds 5")
+@main.group(
+    epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate search --seeds 5\n"
+    "  archfleet simulate fleet --trials 1000 --faults"
+)
 def simulate() -> None:
-    """Test the science on simulated truths: nothing is trained, every number comes from a known law plus noise."""
+    """Test the science on simulated truths, and the coordinator on a simulated fleet: nothing is trained."""
 
 
 @simulate.command(epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate coverage --json")
@@ -226,6 +235,42 @@ def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json
         _print_json(result)
     else:
         console.print(search_table(result))
+
+
+@simulate.command(
+    epilog="  archfleet simulate fleet --agents 64 --trials 10000 --faults\n"
+    "  archfleet simulate fleet --agents 16 --trials 300 --fault partition --fault crash --seed 7 --json"
+)
+@click.option("--agents", "num_agents", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--trials", "num_trials", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option("--faults", "all_faults", is_flag=True, help="All faults, each at its rate.")
+@click.option("--fault", "names", multiple=True, help="One fault; may be repeated.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@_json_option
+def fleet(num_agents: int, num_trials: int, all_faults: bool, names: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """A study on a simulated fleet under a virtual clock, and whether the coordinator kept its promises.
+
+    The planner, the dispatch, the store and the loop are the real ones; agents and their faults are SIMULATED. Exit
+    status 1 if a promise was broken.
+    """
+    from rich.progress import Progress
+
+    from coordinator.simulate_fleet import FleetSimulation, chosen_faults, fleet_table, simulate_fleet
+
+    what = FleetSimulation(
+        num_agents=num_agents, num_trials=num_trials, faults=chosen_faults(names, every=all_faults), seed=seed
+    )
+    with Progress(console=errors, transient=True) as bars:
+        task = bars.add_task("simulated trials", total=num_trials)
+        result = simulate_fleet(
+            what, progress=lambda done, expected: bars.update(task, completed=done, total=max(done, expected))
+        )
+    if as_json:
+        _print_json(result)
+    else:
+        console.print(fleet_table(result))
+    if not result["kept"]:
+        sys.exit(1)
 
 
 def _recipe_options(command: Any) -> Any:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from rich.console import Console
 from agent.training.corpus import build_stdlib_corpus
 from coordinator.errors import StoreError, UserError
 from coordinator.fleet.ray_fleet import RayFleet
-from coordinator.fleet.ray_session import LocalSession
+from coordinator.fleet.ray_session import ClusterSession, LocalSession, RaySession
 from coordinator.live import clock, open_view
 from coordinator.loop import Coordinator, blob_directory, work_directory
 from coordinator.metrics import serve_metrics
@@ -38,6 +39,10 @@ class RunOptions:
     start_new: bool = False
     metrics_port: int = 9464
     num_agents: int | None = None
+    address: str | None = None
+    """Of a Ray cluster that is there already; without one, a local cluster is started."""
+    insecure: bool = False
+    """Use a cluster that takes whoever comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +110,19 @@ def _coordinator(
 ) -> Coordinator:
     run_directory = store.run_directory
     corpus_id = store.meta("corpus_id") or _build_corpus(store, view)
-    num_agents = options.num_agents or min(len(os.sched_getaffinity(0)), store.study().budget.max_agents)
-    session = LocalSession(num_cpus=num_agents, record=work_directory(run_directory) / "ray-session.json")
-    fleet = RayFleet(
-        session,
-        max_agents=num_agents,
-        blob_directory=blob_directory(run_directory),
-        work_directory=work_directory(run_directory).resolve(),
-    )
+    max_agents = store.study().budget.max_agents
+    if options.address is None:
+        num_agents = options.num_agents or min(len(os.sched_getaffinity(0)), max_agents)
+        session: RaySession = LocalSession(
+            num_cpus=num_agents, record=work_directory(run_directory) / "ray-session.json"
+        )
+        work = work_directory(run_directory).resolve()
+    else:
+        num_agents = options.num_agents or max_agents
+        session = ClusterSession(options.address, insecure=options.insecure)
+        # On each node: the run's own directory need not be there.
+        work = Path(tempfile.gettempdir()) / f"archfleet-{run_directory.name}"
+    fleet = RayFleet(session, max_agents=num_agents, blob_directory=blob_directory(run_directory), work_directory=work)
     return Coordinator(
         store=store,
         fleet=fleet,
