@@ -168,13 +168,15 @@ def predict_table(predictions: list[dict[str, Any]]) -> Table:
     for head in ("batch", "effective batch", "output tokens/s", "TTFT s", "ITL ms"):
         table.add_column(head, justify="right")
     for row in predictions:
-        table.add_row(
-            str(row["workload"]["batch_size"]),
+        cells = [
             _shown(row["effective_batch"], "{:.0f}"),
             _shown(row["output_tokens_per_second"], "{:,.0f}"),
             _shown(row["ttft_seconds"], "{:.3g}"),
             _shown(row["itl_seconds"], "{:.3g}", scale=1e3),
-        )
+        ]
+        # One reason for the whole row is told once.
+        told = [cell if cell not in cells[:number] or _is_number(cell) else "" for number, cell in enumerate(cells)]
+        table.add_row(str(row["workload"]["batch_size"]), *told)
     return table
 
 
@@ -189,6 +191,10 @@ def _basis(predictions: list[dict[str, Any]]) -> str:
     words = [str(rates[0]["basis"]), *(f"{level:.0%} intervals" for level in sorted(levels))]
     reasons = dict.fromkeys(rate["no_interval_because"] for rate in rates if not rate["interval"])
     return "; ".join([*words, *(f"no interval: {reason}" for reason in reasons)])
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit()
 
 
 def _shown(quantity: dict[str, Any], pattern: str, *, scale: float = 1) -> str:

@@ -165,6 +165,14 @@ def test_observations_of_another_recipe_are_not_used(config, profile, bench):
         run_prediction(config, profile=profile, observations=bench(RUNS), quantization="fp8", **SHORT)
 
 
+def test_a_reason_that_a_row_has_for_all_its_numbers_is_told_once():
+    table = predict_table(run_prediction("llama-3.2-1b", batches="128,256", quantization="quark"))
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == ["128", "256"]
+    assert all(cell.startswith("no data: how many bits") for cell in columns[1])
+    assert columns[2] == columns[3] == columns[4] == ["", ""]
+
+
 def test_a_quantisation_that_is_no_name_is_refused(config):
     with pytest.raises(UserError, match="quantization 'F P': String should match"):
         run_prediction(config, quantization="F P")
