@@ -68,6 +68,7 @@ def measure(model: Any, prompts: Any, request: dict[str, Any], messages: TextIO,
         messages,
         event="result",
         window_seconds=window_seconds,
+        window_started_seconds=started,  # perf_counter is the system's monotonic clock on Linux
         cpu_seconds=time.process_time() - cpu_started,
         num_batches=num_batches,
         num_output_tokens=num_output_tokens,
@@ -135,7 +136,7 @@ class DeviceClock:
 def _event_now() -> Any:
     import torch
 
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
