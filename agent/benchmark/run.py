@@ -12,6 +12,7 @@ wall time measures them too: the row is flagged `busy-cpu`, and each repeat keep
 """
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -47,6 +48,8 @@ LATENCIES: tuple[LatencyName, ...] = ("ttft", "tpot", "itl")
 GPU_WINDOW_SECONDS = 60.0
 GPU_WINDOW_BATCHES = 4
 """Shorter windows on a GPU are flagged `short`: clocks and caches have not settled."""
+MAX_TEMPORARY_BYTES = 64
+"""Of a path that is to hold sockets: 107 bytes (unix(7)), less the longest name that engines append, about 40."""
 
 
 class Restart(Value):
@@ -204,9 +207,17 @@ def _progress(run: _Run, repeat: int, message: EngineMessage | Tick | EngineFail
 
 
 def _environment(run: _Run) -> dict[str, str]:
-    """Threads fixed before the engine's libraries load, and no look at any network."""
+    """Threads fixed before the engine's libraries load, no look at any network, and a temporary directory of its own.
+
+    Engines leave files there; in the work directory they go with it. Where sockets in it would have names longer than
+    the kernel takes, it stays the system's.
+    """
     threads = str(run.assignment.recipe.num_threads)
+    temporary = run.directory.resolve() / "tmp"
+    if own_temporary := len(os.fsencode(temporary)) <= MAX_TEMPORARY_BYTES:
+        temporary.mkdir(exist_ok=True)
     return {
+        **({"TMPDIR": str(temporary)} if own_temporary else {}),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "HF_HUB_OFFLINE": "1",
