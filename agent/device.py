@@ -79,6 +79,41 @@ def driver_version() -> str | None:
     return answer.stdout.strip().partition("\n")[0] or None
 
 
+_FINGERPRINT = {
+    "gpu_name": "name",
+    "gpu_uuid": "uuid",
+    "gpu_memory_mebibytes": "memory.total",
+    "gpu_power_limit_watts": "power.limit",
+    "gpu_driver": "driver_version",
+    "gpu_max_sm_clock_mhz": "clocks.max.sm",
+    "gpu_max_memory_clock_mhz": "clocks.max.mem",
+    "gpu_ecc": "ecc.mode.current",
+}
+"""Our word → nvidia-smi's."""
+
+
+@functools.cache
+def gpu_fingerprint() -> dict[str, str]:
+    """What the driver says of the first visible board that can change a number; empty where it cannot be asked."""
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={','.join(_FINGERPRINT.values())}", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        command.append(f"--id={visible.split(',')[0]}")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return parse_fingerprint(answer.stdout)
+
+
+def parse_fingerprint(answer: str) -> dict[str, str]:
+    """The first board of nvidia-smi's lines; empty where it lists none. What it does not know stays [N/A]."""
+    fields = [field.strip() for field in answer.strip().partition("\n")[0].split(",")]
+    return dict(zip(_FINGERPRINT, fields, strict=True)) if len(fields) == len(_FINGERPRINT) else {}
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -112,7 +147,12 @@ def _cpu_name() -> str:
 @functools.cache
 def versions() -> tuple[tuple[str, str], ...]:
     """Versions of what can change a number: the packages that are installed, Python and the platform."""
-    found = [("python", platform.python_version()), ("platform", platform.platform())]
+    found = [
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+        ("kernel", platform.release()),
+        ("cpu", _cpu_name()),
+    ]
     for package in _PACKAGES:
         try:
             found.append((package, importlib.metadata.version(package)))

@@ -79,6 +79,10 @@ class ServingRepeat(Value):
     num_output_tokens: int
     processor_seconds: NonNegativeFloat | None = None
     """Processor time of the engine within `seconds`: on a CPU shared with others it varies less than the wall time."""
+    joules: NonNegativeFloat | None = None
+    """Energy of the devices within `seconds`, others' work on them included; null where no sensor told it."""
+    sm_clock_mhz: NonNegativeFloat | None = None
+    """Median SM clock within `seconds`; of the slowest device."""
 
 
 LatencyName = Literal["ttft", "tpot", "itl"]

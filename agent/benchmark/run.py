@@ -16,17 +16,19 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy import stats
 
 from agent.assignment import BenchAssignment
-from agent.device import make_provenance
+from agent.device import gpu_fingerprint, make_provenance
 from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult
 from agent.engines.interpreters import find_engine
 from agent.engines.process import EngineFailure, Tick, run_process
+from agent.power import NO_SENSOR, WindowReading, reading_flags
+from agent.sensors import Sampler, Sensor, Usage, open_boards, open_sensor, sampling
 from hwprofiles.catalog import load_profile
 from hwprofiles.value import Value
 from scaling.observations import Failure, Latency, LatencyName, Progress, Provenance, ServingObservation, ServingRepeat
@@ -58,6 +60,8 @@ class Restart(Value):
     ready: EngineReady
     result: EngineResult
     provenance: Provenance
+    reading: WindowReading | None = None
+    """What the sensors of power and clocks saw during its window."""
 
 
 @dataclass
@@ -73,6 +77,7 @@ class _Run:
     started: float
     ready: EngineReady | None = None
     results: list[EngineResult] = field(default_factory=list)
+    readings: list[WindowReading | None] = field(default_factory=list)
 
 
 def run_benchmark(
@@ -108,7 +113,7 @@ def run_benchmark(
             yield failure
             return
     assert run.ready is not None
-    yield _observe(assignment, run.ready, run.results, _provenance(run))
+    yield _observe(assignment, run.ready, run.results, run.readings, _provenance(run))
 
 
 def run_restart(
@@ -137,7 +142,7 @@ def run_restart(
         yield failure
         return
     assert run.ready is not None
-    yield Restart(ready=run.ready, result=run.results[-1], provenance=_provenance(run))
+    yield Restart(ready=run.ready, result=run.results[-1], provenance=_provenance(run), reading=run.readings[-1])
 
 
 def observe_restarts(assignment: BenchAssignment, restarts: Sequence[Restart]) -> ServingObservation:
@@ -148,7 +153,8 @@ def observe_restarts(assignment: BenchAssignment, restarts: Sequence[Restart]) -
     first = restarts[0]
     seconds = sum(restart.provenance.seconds for restart in restarts)
     provenance = first.provenance.model_copy(update={"seconds": seconds})
-    return _observe(assignment, first.ready, [restart.result for restart in restarts], provenance)
+    results, readings = [each.result for each in restarts], [each.reading for each in restarts]
+    return _observe(assignment, first.ready, results, readings, provenance)
 
 
 def _export_config(run: _Run) -> None:
@@ -164,6 +170,7 @@ def _measure_repeat(run: _Run, repeat: int) -> Generator[Progress, None, Failure
     assignment = run.assignment
     request_file = run.directory / f"request-{repeat}.json"
     request_file.write_text(_request(run, repeat).model_dump_json(), "utf-8")
+    usage = _usage_before(run)
     messages = run_process(
         run.engine.command(request_file),
         log_file=run.directory / f"engine-{repeat}.log",
@@ -172,12 +179,55 @@ def _measure_repeat(run: _Run, repeat: int) -> Generator[Progress, None, Failure
         environment=_environment(run),
         clock=run.clock,
     )
-    with closing(messages):
+    failure, sampler = None, None
+    with ExitStack() as until_ended:
+        until_ended.enter_context(closing(messages))
         for message in messages:
+            if isinstance(message, EngineReady):
+                sampler = until_ended.enter_context(sampling(_sensor(run, message)))
+            elif isinstance(message, EngineResult):
+                run.readings.append(_reading(sampler, message, usage))
             failure = _note(run, message)
             if failure is not None:
-                return failure
+                break
             yield _progress(run, repeat, message)
+    return _note_release(run, usage, failure)
+
+
+def _usage_before(run: _Run) -> Usage | None:
+    """Who is on the GPU before the engine; None where no GPU is used or its driver cannot be asked."""
+    if run.engine.name == "fake":
+        return None
+    boards = open_boards(run.assignment.recipe.tensor_parallel_size)
+    return None if isinstance(boards, str) else Usage(boards)
+
+
+def _sensor(run: _Run, ready: EngineReady) -> Sensor | str:
+    if run.engine.name == "fake":
+        return f"{NO_SENSOR}: the fake engine uses none"
+    return open_sensor(ready.device.kind, num_devices=run.assignment.recipe.tensor_parallel_size)
+
+
+def _reading(sampler: Sampler | str | None, result: EngineResult, usage: Usage | None) -> WindowReading:
+    """What was sampled of the window, or why nothing was."""
+    if not isinstance(sampler, Sampler):
+        reason = sampler or f"{NO_SENSOR}: the engine gave a result before it was ready"
+        return WindowReading(not_measured={"joules": reason, "sm_clock": reason})
+    reading = sampler.read_window(result.window_started_seconds, result.window_seconds)
+    return reading if usage is None else reading.model_copy(update={"doubts": usage.doubts})
+
+
+def _note_release(run: _Run, usage: Usage | None, failure: Failure | None) -> Failure | None:
+    """Wait until the GPU is given back; what is still held is told with the failure, or doubts the reading."""
+    held = None if usage is None else usage.wait_until_released()
+    if held is None:
+        return failure
+    if failure is not None:
+        return failure.model_copy(update={"message": f"{failure.message}; afterwards {held}"})
+    reading = run.readings[-1] if run.readings else None
+    if reading is not None:
+        doubts = {**reading.doubts, "gpu-not-released": held}
+        run.readings[-1] = reading.model_copy(update={"doubts": doubts})
     return None
 
 
@@ -218,6 +268,7 @@ def _environment(run: _Run) -> dict[str, str]:
         temporary.mkdir(exist_ok=True)
     return {
         **({"TMPDIR": str(temporary)} if own_temporary else {}),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that an index means the same board to CUDA and to the driver
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "HF_HUB_OFFLINE": "1",
@@ -266,7 +317,11 @@ def _fail(run: _Run, failure: EngineFailure) -> Failure:
 
 
 def _observe(
-    assignment: BenchAssignment, ready: EngineReady, results: Sequence[EngineResult], provenance: Provenance
+    assignment: BenchAssignment,
+    ready: EngineReady,
+    results: Sequence[EngineResult],
+    readings: Sequence[WindowReading | None],
+    provenance: Provenance,
 ) -> ServingObservation:
     workload = assignment.workload
     repeats = tuple(
@@ -275,8 +330,10 @@ def _observe(
             seconds=result.window_seconds,
             num_output_tokens=result.num_output_tokens,
             processor_seconds=result.cpu_seconds if ready.device.kind == "cpu" else None,
+            joules=None if reading is None else reading.joules,
+            sm_clock_mhz=None if reading is None else reading.sm_clock_mhz,
         )
-        for result in results
+        for result, reading in zip(results, readings, strict=True)
     )
     rates = [repeat.output_tokens_per_second for repeat in repeats]
     total_per_output = (workload.input_tokens + workload.output_tokens) / workload.output_tokens
@@ -292,11 +349,11 @@ def _observe(
         total_tokens_per_second=mean_with_interval([rate * total_per_output for rate in rates], "tokens/s"),
         coefficient_of_variation=variation,
         mean_running_sequences=_mean_running_sequences(assignment, results),
-        joules_per_output_token=NotMeasured(reason="no power sensor was sampled: this version has no power sampling"),
+        joules_per_output_token=_joules_per_output_token(results, readings),
         latencies=tuple(_latency(name, results) for name in LATENCIES),
         kv_cache_tokens=_kv_cache_tokens(ready, len(results)),
         num_preemptions=_sum_or_none([result.num_preemptions for result in results]),
-        flags=_flags(assignment, ready, results, variation),
+        flags=_flags(assignment, ready, results, readings, variation),
         provenance=provenance,
     )
 
@@ -311,6 +368,20 @@ def mean_with_interval(values: list[float], unit: str) -> Measured:
     half_width = quantile * statistics.stdev(values) / num_samples**0.5
     interval = Interval(low=mean - half_width, high=mean + half_width, level=INTERVAL_LEVEL, method="t over repeats")
     return Measured(value=mean, unit=unit, interval=interval, num_samples=num_samples)
+
+
+def _joules_per_output_token(
+    results: Sequence[EngineResult], readings: Sequence[WindowReading | None]
+) -> Measured | NotMeasured:
+    """Energy of the window over its output tokens: prompts, idle share and whatever else the sensor sees included."""
+    ratios: list[float] = []
+    for result, reading in zip(results, readings, strict=True):
+        if reading is None or reading.joules is None:
+            return NotMeasured(reason=NO_SENSOR if reading is None else reading.not_measured.get("joules", NO_SENSOR))
+        if not result.num_output_tokens:
+            return NotMeasured(reason="no output token came of the window")
+        ratios.append(reading.joules / result.num_output_tokens)
+    return mean_with_interval(ratios, "J/token")
 
 
 def _mean_running_sequences(assignment: BenchAssignment, results: Sequence[EngineResult]) -> Measured | NotMeasured:
@@ -361,7 +432,11 @@ def _sum_or_none(counts: Sequence[int | None]) -> int | None:
 
 
 def _flags(
-    assignment: BenchAssignment, ready: EngineReady, results: Sequence[EngineResult], variation: float
+    assignment: BenchAssignment,
+    ready: EngineReady,
+    results: Sequence[EngineResult],
+    readings: Sequence[WindowReading | None],
+    variation: float,
 ) -> tuple[str, ...]:
     """Every doubt about the row, in alphabetical order."""
     workload = assignment.workload
@@ -379,6 +454,7 @@ def _flags(
         "prefix-hits": any(result.num_prefix_hits for result in results),
         "below-batch": any(_is_below_batch(workload, result) for result in results),
         **dict.fromkeys(ready.doubts, True),
+        **dict.fromkeys(reading_flags([reading for reading in readings if reading is not None]), True),
     }
     return tuple(sorted(flag for flag, holds in doubts.items() if holds))
 
@@ -407,6 +483,7 @@ def _provenance(run: _Run) -> Provenance:
         "engine": run.engine.name,
         "config_sha256": run.assignment.architecture.content_hash(),
         **({} if ready is None else {**ready.versions, **ready.doubts}),
+        **(gpu_fingerprint() if ready is not None and ready.device.kind == "gpu" else {}),
     }
     device = provenance.device if ready is None else ready.device.name
     versions = {**provenance.versions, **fingerprint}
