@@ -116,6 +116,7 @@ def measure(
         messages,
         event="result",
         window_seconds=window_seconds,
+        window_started_seconds=started,  # perf_counter is the system's monotonic clock on Linux
         cpu_seconds=cpu_seconds,
         num_batches=num_batches,
         num_output_tokens=num_output_tokens,

@@ -21,7 +21,9 @@ SHAPE = Architecture(
     vocab_size=128,
 )
 DRIVER = """
-import json, time
+import contextlib, json, os, time
+with contextlib.suppress(OSError):
+    os.remove("SIGN")
 def tell(**fields):
     print(json.dumps(fields), flush=True)
 device = {"kind": KIND, "name": "d", "memory_bytes": 1}
@@ -70,6 +72,7 @@ def measure(tmp_path, monkeypatch):
         monkeypatch.setattr(run, "open_boards", lambda num_devices: boards)
         text = DRIVER.replace("KIND", repr(kind)).replace("PARAMETERS", str(SHAPE.num_total_parameters))
         driver = tmp_path / "driver.py"
+        text = text.replace("SIGN", str(tmp_path / "sampled"))
         driver.write_text(text.replace("STARTED", started).replace("BETWEEN", between))
         assignment = BenchAssignment(
             architecture=SHAPE,
@@ -86,7 +89,7 @@ def measure(tmp_path, monkeypatch):
 
 def test_energy_is_that_of_the_engines_own_window(measure, tmp_path):
     sign = tmp_path / "sampled"  # a real engine warms up meanwhile
-    wait = f"import os\nwhile not os.path.exists({str(sign)!r}): time.sleep(0.01)"
+    wait = f"while not os.path.exists({str(sign)!r}): time.sleep(0.01)"
     row = measure(sensor=SteadySensor(sign), between=wait)
     assert isinstance(row, ServingObservation)
     assert isinstance(row.joules_per_output_token, Measured)
