@@ -3,11 +3,12 @@
 The probe at the start cannot know who else will use the machine later: what finished trials really took corrects it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agent.assignment import TrainAssignment
 from coordinator.budget import Speed, bench_seconds, num_validation_runs
 from coordinator.plan import PlannedTrial
+from coordinator.recommendation import NUM_FIRST_SERVED
 from coordinator.store import TrialRow
 from coordinator.study import StudySpec
 
@@ -61,7 +62,18 @@ def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, i
     fit = study.fit
     by_stage = {stage: sum(t.stage == stage for t in trials) for stage in {t.stage for t in trials}}
     rounds = sum(fit.num_runs_per_round for k in range(1, fit.num_rounds + 1) if f"round-{k}" not in by_stage)
-    benches = 0 if "serving" in by_stage else study.serving.num_candidates + 1
+    benches = _future_benches(study, by_stage)
     verdict = study.target.num_validation_seeds
     check = 0 if "check" in by_stage else num_validation_runs(study) - verdict
     return rounds, benches, 0 if "verdict" in by_stage else check + verdict
+
+
+def _future_benches(study: StudySpec, by_stage: Mapping[str, int]) -> int:
+    """Benchmarks that are still to be planned, by how many trials each stage has."""
+    wanted = study.serving.num_candidates + 1
+    if "serving" not in by_stage:
+        return wanted
+    # Without a law the first stage measures the baseline alone, and nothing follows.
+    if by_stage["serving"] == 1 or {"serving-best", "verdict"} & by_stage.keys():
+        return 0
+    return max(0, wanted - by_stage["serving"]) if wanted > NUM_FIRST_SERVED else 0

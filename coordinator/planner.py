@@ -2,8 +2,10 @@
 
 first-round   the space, replicates of the centre, the reference cells          at the start
 round-1 ...   proposed from the fit, counting what still runs as observed       when agents would run dry
-serving       Pareto candidates and the baseline, on the real engine            when all losses are in
+serving       the baseline and Pareto candidates, on the real engine            when all losses are in
 check         the baseline and a predicted-worse shape at the held-out size     beside serving
+serving-best  the fastest by a fit to the serving runs so far, within the loss  when serving is measured,
+              limit                                                             if the study serves more than four
 verdict       the recommended architecture at the held-out size                 when serving is measured
 """
 
@@ -19,7 +21,7 @@ from coordinator.analysis import Analysis, analyse, same_size
 from coordinator.budget import FINISHING_SECONDS, Speed
 from coordinator.forecast import fit_run_seconds, seconds_left, slowdown
 from coordinator.plan import Plan, PlannedTrial, Role
-from coordinator.recommendation import Choice, choose, serving_candidates
+from coordinator.recommendation import NUM_FIRST_SERVED, Choice, choose, fastest_safe, serving_candidates
 from coordinator.shapes import baseline_at, candidates_at, centre_index, spread
 from coordinator.store import StoreReader, TrialRow
 from coordinator.study import StudySpec
@@ -82,13 +84,12 @@ def state_of(store: StoreReader, *, corpus_id: str, elapsed_seconds: float = 0.0
 
 def next_plan(state: StudyState) -> Plan | None:
     """The next stage's plan, if its time has come."""
-    fit = state.study.fit
-    rounds = [f"round-{number}" for number in range(1, fit.num_rounds + 1)]
-    due = next(
-        (stage for stage in ["first-round", *rounds, "serving", "check", "verdict"] if stage not in state.stages), None
-    )
-    if due is None:
+    if "verdict" in state.stages:
         return None
+    rounds = [f"round-{number}" for number in range(1, state.study.fit.num_rounds + 1)]
+    best = ["serving-best"] if state.study.serving.num_candidates + 1 > NUM_FIRST_SERVED else []
+    stages = ["first-round", *rounds, "serving", "check", *best, "verdict"]
+    due = next(stage for stage in stages if stage not in state.stages)
     if due == "first-round":
         return _first_round(state)
     if due in rounds:
@@ -97,6 +98,8 @@ def next_plan(state: StudyState) -> Plan | None:
         return _serving(state) if not state.unfinished("train") else None
     if due == "check":
         return _check(state)
+    if due == "serving-best":
+        return _serving_best(state) if not state.unfinished("bench") else None
     return _verdict(state) if not state.unfinished("bench") else None
 
 
@@ -235,6 +238,27 @@ def _serving(state: StudyState) -> Plan:
             f"{load.output_tokens} output tokens.",
         ),
     )
+
+
+def _serving_best(state: StudyState) -> Plan:
+    """The rest of the serving budget, for the shapes that the engine's own runs promise most of."""
+    serving, analysis = state.study.serving, state.analysis
+    if analysis is None or analysis.law_fit.law is None:
+        return Plan(stage="serving-best", trials=(), notes=("No law could be fitted, so nothing more is measured.",))
+    tried = [t.planned.assignment.architecture for t in state.trials if t.phase == "bench"]
+    best = fastest_safe(
+        state.study,
+        analysis,
+        candidates_at(state.study, state.study.target.num_parameters),
+        baseline_at(state.study),
+        state.observations,
+        tried=tried,
+        num=max(0, serving.num_candidates + 1 - len(tried)),
+        token_scale=state.token_scale,
+    )
+    trials = tuple(_bench(state, shape, "among the fastest predicted within the loss limit") for shape in best.shapes)
+    note = f"{best.num_candidates} shapes ranked by predicted throughput: {best.basis}."
+    return Plan(stage="serving-best", trials=trials, notes=(note,))
 
 
 def _check(state: StudyState) -> Plan:

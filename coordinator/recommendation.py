@@ -11,6 +11,7 @@ import numpy as np
 
 from coordinator.analysis import Analysis, same_size
 from coordinator.study import StudySpec
+from coordinator.throughput_ranking import HOST_PROFILE, ThroughputRanking, fit_runs, predicted_rates, rank, valid_runs
 from hwprofiles.catalog import load_profile
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
@@ -21,10 +22,13 @@ from scaling.quantity import Interval, Measured, NotMeasured, Predicted, Quantit
 from scaling.recipes import ServingRecipe
 from scaling.recommend import Recommendation as HardwareRecommendation
 from scaling.recommend import Shortlist, Throughput, Verdict, recommend, recommended_shapes
-from scaling.serving import ServingPrediction, predict_batches, predict_throughput_array
+from scaling.serving import ServingPrediction, predict_batches
 from scaling.space import Candidates
+from scaling.throughput_fit import NoThroughputFit, ThroughputFit
 
-HOST_PROFILE = "cpu-generic"
+NUM_FIRST_SERVED = 4
+"""Shapes measured before any is chosen by a fitted prediction: a host term and a scale need four runs."""
+NUM_NEXT_BEST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ class Recommendation(Value):
     agreement: str
     gpu_predictions: tuple[ServingPrediction, ...]
     """For hardware that was not at hand: predicted, uncalibrated."""
+    throughput_ranking: ThroughputRanking | None = None
+    """Predicted beside measured throughput; null in answers made before it was kept."""
     made_unix: float
 
     def sentence(self) -> str:
@@ -125,13 +131,26 @@ def shortlist(
     if analysis.reference.samples(N, D) is None:
         cell = analysis.law_fit.cells[-1]
         N, D = cell.num_parameters, cell.num_tokens
-    rates = _predicted_throughput(study, everything) if throughput is None else _measured(everything, throughput)
+    rates = _predicted(study, everything, None) if throughput is None else _measured(everything, throughput)
+    return _shortlist(study, analysis, everything, index, rates, N=N, D=D)
+
+
+def _shortlist(
+    study: StudySpec,
+    analysis: Analysis,
+    everything: Candidates,
+    baseline: int,
+    rates: Throughput,
+    *,
+    N: float,
+    D: float,
+) -> Shortlist:
     return recommend(
         analysis.law_fit,
         everything,
         num_parameters=N,
         num_tokens=D,
-        baseline=index,
+        baseline=baseline,
         throughput=rates,
         reference=analysis.reference,
         probability=study.target.probability,
@@ -144,15 +163,8 @@ def target_point(study: StudySpec, token_scale: float) -> tuple[float, float]:
     return target.num_parameters, target.num_parameters * target.tokens_per_parameter * token_scale
 
 
-def _predicted_throughput(study: StudySpec, candidates: Candidates) -> Throughput:
-    rates = predict_throughput_array(
-        candidates,
-        vocab_size=candidates.vocab_size,
-        tie_word_embeddings=candidates.tie_word_embeddings,
-        profile=load_profile(HOST_PROFILE),
-        recipe=study.serving.recipe,
-        workload=study.serving.workload,
-    )
+def _predicted(study: StudySpec, candidates: Candidates, fit: ThroughputFit | None) -> Throughput:
+    rates = predicted_rates(candidates, study.serving.recipe, study.serving.workload, fit)
     return Throughput(mean=rates, low=rates, high=rates)
 
 
@@ -170,15 +182,70 @@ def _measured(candidates: Candidates, throughput: dict[Architecture, Measured]) 
 def serving_candidates(
     study: StudySpec, analysis: Analysis, candidates: Candidates, baseline: Architecture, *, token_scale: float
 ) -> list[tuple[Architecture, str]]:
-    """What is worth measuring: the baseline, Panda, the predicted Surefire, then the safe part of the front."""
+    """What to measure first: the baseline, Panda, the roofline's Surefire, then the safe part of its front."""
     found = shortlist(study, analysis, candidates, baseline, None, token_scale=token_scale)
     wanted: dict[int, str] = {found.baseline: "the baseline", found.panda: "Panda: lowest predicted loss"}
     if found.surefire is not None:
         wanted.setdefault(found.surefire, "the predicted Surefire: fastest within the loss limit")
     for index in _spread_front(found, study.target.probability):
         wanted.setdefault(index, "on the predicted Pareto front of loss and throughput")
-    chosen = list(wanted.items())[: study.serving.num_candidates + 1]
+    chosen = list(wanted.items())[: min(NUM_FIRST_SERVED, study.serving.num_candidates + 1)]
     return [(found.candidates.architecture(index), reason) for index, reason in chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastestSafe:
+    """Shapes that keep the loss limit and were not tried, the fastest predicted first, and what that rests on."""
+
+    shapes: tuple[Architecture, ...]
+    num_candidates: int
+    """How many were ranked, those tried included."""
+    basis: str
+    is_fitted: bool
+
+
+def fastest_safe(
+    study: StudySpec,
+    analysis: Analysis,
+    candidates: Candidates,
+    baseline: Architecture,
+    observations: Iterable[Observation],
+    *,
+    tried: Iterable[Architecture],
+    num: int,
+    token_scale: float,
+) -> FastestSafe:
+    """Rank by the throughput that the study's own runs predict, fitted anew; by the roofline where they are too few.
+
+    Args:
+        study: its serving recipe, workload and probability.
+        analysis: the losses.
+        candidates: shapes of the target's size.
+        baseline: whose loss is the limit.
+        observations: all so far.
+        tried: shapes whose benchmark was planned before, whatever became of it.
+        num: how many to give at most.
+        token_scale: by which D was scaled.
+    """
+    fit = fit_runs(valid_runs(observations, study.serving.recipe, study.serving.workload))
+    rates = _predicted(study, candidates.including(baseline)[0], fit if isinstance(fit, ThroughputFit) else None)
+    # Whether a shape keeps the loss limit does not depend on its throughput.
+    found = shortlist(study, analysis, candidates, baseline, None, token_scale=token_scale)
+    safe = (found.probability_within_limit >= study.target.probability) & np.isfinite(rates.mean)
+    not_again = set(tried)
+    shapes: list[Architecture] = []
+    for index in np.argsort(-rates.mean, kind="stable"):
+        if len(shapes) == num:
+            break
+        if safe[index] and (shape := found.candidates.architecture(int(index))) not in not_again:
+            shapes.append(shape)
+    basis = f"the roofline alone; {fit.reason}" if isinstance(fit, NoThroughputFit) else fit.basis
+    return FastestSafe(
+        shapes=tuple(shapes),
+        num_candidates=int(np.isfinite(rates.mean).sum()),
+        basis=basis,
+        is_fitted=isinstance(fit, ThroughputFit),
+    )
 
 
 def _spread_front(found: Shortlist, probability: float) -> Sequence[int]:
@@ -263,9 +330,34 @@ def make_recommendation(
         loss_difference=difference,
         measured_verdict=_verdict(difference),
         agreement=analysis.agreement(),
-        gpu_predictions=_gpu_predictions(study, (choice.recommended, baseline)),
+        gpu_predictions=_gpu_predictions(study, (choice.recommended, baseline), _benchmarked_hardware(observations)),
+        throughput_ranking=_ranking(study, analysis, found.candidates, baseline, observations, token_scale),
         made_unix=made_unix,
     )
+
+
+def _ranking(
+    study: StudySpec,
+    analysis: Analysis,
+    candidates: Candidates,
+    baseline: Architecture,
+    observations: Sequence[Observation],
+    token_scale: float,
+) -> ThroughputRanking:
+    recipe, workload = study.serving.recipe, study.serving.workload
+    runs = valid_runs(observations, recipe, workload)
+    best = fastest_safe(
+        study,
+        analysis,
+        candidates,
+        baseline,
+        observations,
+        tried=[run.architecture for run in runs],
+        num=NUM_NEXT_BEST,
+        token_scale=token_scale,
+    )
+    next_best = best.shapes if best.is_fitted else ()
+    return rank(runs, next_best, recipe=recipe, workload=workload, num_candidates=best.num_candidates)
 
 
 def _is_at(run: TrainingObservation, N: float, D: float) -> bool:
@@ -338,12 +430,21 @@ def _median_error(held_out: Iterable[HeldOutLoss]) -> float | None:
     return float(np.median(errors)) if len(errors) else None
 
 
-def _gpu_predictions(study: StudySpec, architectures: Iterable[Architecture]) -> tuple[ServingPrediction, ...]:
+def _benchmarked_hardware(observations: Iterable[Observation]) -> frozenset[str]:
+    """Profile ids of devices on which serving was measured."""
+    return frozenset(o.provenance.hardware for o in observations if isinstance(o, ServingObservation))
+
+
+def _gpu_predictions(
+    study: StudySpec, architectures: Sequence[Architecture], measured_on: frozenset[str]
+) -> tuple[ServingPrediction, ...]:
+    """For hardware that was not at hand alone: where serving was measured, the measurement is the answer."""
     serving = study.serving
     recipe = ServingRecipe(engine="vllm", dtype="bfloat16")
     return tuple(
         prediction
         for hardware in serving.predict_hardware
+        if hardware not in measured_on
         for architecture in architectures
         for prediction in predict_batches(
             architecture,
