@@ -1,13 +1,22 @@
-"""What archfleet's vLLM driver costs: its reported throughput beside a bare loop of `LLM.generate`, in the same engine.
+"""What archfleet's vLLM driver costs, beside a bare loop of `LLM.generate` and beside vLLM's own throughput benchmark.
 
     .engines/vllm/bin/python tests/benchmarks/bench_vllm_overhead.py [--rounds 4]
 
-One engine, 9 M parameters and embeddings, 64 sequences of 64 + 64 tokens, one thread, bfloat16. Windows of one batch
-alternate D B B D (driver, bare), so that a drift of the machine's speed cancels. Printed: both rates and the ratio with
-Student's 95 % interval over rounds, in wall time and in processor time, which others on the machine disturb less.
+One engine, 9 M parameters and embeddings, 64 sequences of 64 + 64 tokens, one thread, bfloat16. Three loops take turns
+in it, one batch each, in an order that is reversed from round to round so that a drift of the machine's speed cancels:
+
+    driver        the driver's own window, with its latencies, counters and checks of tokens
+    bare          `LLM.generate` between two looks at the clock, tokens counted
+    benchmark     `run_vllm` of vllm.benchmarks.throughput (what `vllm bench throughput` times), on the same requests
+
+All of them share the engine, so the benchmark runs with our options, also without the prefix cache that is its default.
+Not ours to set: it samples at temperature 1 where the others are greedy, and shows a progress bar. Printed: rates, and
+the driver's ratio to each of the others with Student's 95 % interval over rounds, in wall time and in processor time,
+which others on the machine disturb less.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import json
@@ -15,12 +24,17 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 DRIVER = Path(__file__).parents[2] / "agent" / "engines" / "vllm_driver.py"
-T_QUANTILE = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Student's 97.5 % quantile by number of rounds."""
+Rates = tuple[float, float]
+"""Output tokens per second of wall time and of processor time."""
 CONFIG = {
     "architectures": ["MistralForCausalLM"],
     "model_type": "mistral",
@@ -61,13 +75,16 @@ def main() -> None:
 
 
 def measure(directory: str, rounds: int) -> None:
-    """Alternate the two loops in one engine and print what came of it."""
+    """Let the loops take turns in one engine and print what came of it."""
     import vllm
 
     driver = load_driver()
     request = {
         "config_directory": directory,
         "dtype": "bfloat16",
+        "quantization": None,
+        "kv_cache_dtype": "auto",
+        "tensor_parallel_size": 1,
         "batch_size": 64,
         "input_tokens": 64,
         "output_tokens": 64,
@@ -76,40 +93,73 @@ def measure(directory: str, rounds: int) -> None:
     }
     llm = vllm.LLM(**driver.engine_arguments(request, vllm.__version__, on_gpu=False))
     sampling = vllm.SamplingParams(temperature=0, ignore_eos=True, min_tokens=64, max_tokens=64, detokenize=False)
-    prompts = driver.random_prompts(request, CONFIG["vocab_size"])
+    ids = driver.kit.random_token_ids(request, CONFIG["vocab_size"])
+    prompts = [{"prompt_token_ids": each} for each in ids]
 
-    def driven() -> tuple[float, float]:
+    def driven() -> Rates:
         messages = io.StringIO()
         driver.measure(llm, prompts, sampling, request, CONFIG["vocab_size"], messages, True)
         result = json.loads(messages.getvalue().splitlines()[-1])
-        return result["num_output_tokens"] / result["window_seconds"], result["num_output_tokens"] / result[
-            "cpu_seconds"
-        ]
+        num_tokens = result["num_output_tokens"]
+        return num_tokens / result["window_seconds"], num_tokens / result["cpu_seconds"]
 
-    def bare() -> tuple[float, float]:
+    def bare() -> Rates:
         started, cpu_started = time.perf_counter(), time.process_time()
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         return num_tokens / seconds, num_tokens / cpu_seconds
 
-    bare()  # warm-up
-    pairs = []
-    for number in range(rounds):
-        pairs += [(driven(), bare())] if number % 2 == 0 else [tuple(reversed((bare(), driven())))]
+    def benchmark() -> Rates:
+        return run_vllms_benchmark(llm, prompts, request)
+
+    loops = {"driver": driven, "bare": bare, "benchmark": benchmark}
+    for loop in loops.values():  # warm-up
+        loop()
+    found = take_turns(loops, rounds)
     for position, clock in enumerate(("wall time", "processor time")):
-        report(clock, [(ours[position], theirs[position]) for ours, theirs in pairs])
+        rates = {name: [each[position] for each in values] for name, values in found.items()}
+        print(f"{clock}:", ", ".join(f"{name} {statistics.mean(values):,.0f}" for name, values in rates.items()))
+        for other in ("bare", "benchmark"):
+            report(f"  driver / {other}", [a / b for a, b in zip(rates["driver"], rates[other], strict=True)])
 
 
-def report(clock: str, pairs: list[tuple[float, float]]) -> None:
-    """Rates and their ratio, with a t-interval over rounds."""
-    ratios = [ours / theirs for ours, theirs in pairs]
+def take_turns(loops: dict[str, Callable[[], Rates]], rounds: int) -> dict[str, list[Rates]]:
+    """Every loop once a round, in an order that is reversed in every second."""
+    found: dict[str, list[Rates]] = {name: [] for name in loops}
+    for number in range(rounds):
+        for name in list(loops) if number % 2 == 0 else reversed(loops):
+            found[name].append(loops[name]())
+    return found
+
+
+def run_vllms_benchmark(llm: Any, prompts: list[Any], request: dict[str, Any]) -> Rates:
+    """The function that vLLM's throughput benchmark times its requests with, in an engine that is there already."""
+    from vllm.benchmarks.datasets import SampleRequest
+    from vllm.benchmarks.throughput import run_vllm
+
+    length = request["output_tokens"]
+    requests = [
+        SampleRequest(prompt=prompt, prompt_len=request["input_tokens"], expected_output_len=length)
+        for prompt in prompts
+    ]
+    cpu_started = time.process_time()
+    with (
+        mock.patch("vllm.LLM.from_engine_args", return_value=llm),
+        contextlib.redirect_stderr(io.StringIO()),  # its progress bar
+    ):
+        seconds, outputs = run_vllm(requests, 1, SimpleNamespace(enable_lora=False), False, disable_detokenize=True)
+    cpu_seconds = time.process_time() - cpu_started
+    num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    if num_tokens != length * len(prompts):
+        raise SystemExit(f"vLLM's benchmark made {num_tokens} tokens; expected {length * len(prompts)}")
+    return num_tokens / seconds, num_tokens / cpu_seconds
+
+
+def report(what: str, ratios: list[float]) -> None:
+    """A ratio with its t-interval over rounds."""
     half_width = T_QUANTILE[len(ratios)] * statistics.stdev(ratios) / len(ratios) ** 0.5
-    ours, theirs = (statistics.mean(pair[side] for pair in pairs) for side in (0, 1))
-    print(
-        f"{clock}: driver {ours:,.0f}, bare generate {theirs:,.0f} output tokens/s; "
-        f"ratio {statistics.mean(ratios):.4f} ± {half_width:.4f} (95 %, {len(ratios)} rounds)"
-    )
+    print(f"{what}: {statistics.mean(ratios):.4f} ± {half_width:.4f} (95 %, {len(ratios)} rounds)")
 
 
 def load_driver() -> Any:
