@@ -6,7 +6,6 @@ What can be wrong with the user's input is looked at before anything is written 
 import os
 import shutil
 import signal
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from agent.training.corpus import build_stdlib_corpus
+from coordinator import failpoints
+from coordinator.database import DatabaseError
 from coordinator.errors import StoreError, UserError
 from coordinator.fleet.ray_fleet import RayFleet
 from coordinator.fleet.ray_session import ClusterSession, LocalSession, RaySession
@@ -74,7 +75,7 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
             view.note(f"metrics at http://127.0.0.1:{port}/metrics")
             coordinator = _coordinator(store, view, options, started=started, stop_requested=stop_requested)
             finished = coordinator.run()
-        except sqlite3.OperationalError as error:
+        except DatabaseError as error:
             raise StoreError(
                 f"the store of {run_directory} cannot be written any more: {error}.\n{_FREE_DISK}"
             ) from None
@@ -146,6 +147,7 @@ def _build_corpus(store: Store, view: View) -> str:
         raise UserError(f"the corpus cannot be built: {error}") from None
     except OSError as error:
         raise StoreError(f"the corpus cannot be written to {store.run_directory}: {error}.\n{_FREE_DISK}") from None
+    failpoints.hit("run.before_corpus_commit")
     store.set_meta("corpus_id", corpus.id)
     store.set_meta("corpus", corpus.manifest.model_dump_json())
     return corpus.id

@@ -2,114 +2,79 @@
 
 One process writes, through one connection, in WAL mode with synchronous=FULL: what was acknowledged survives
 kill -9 and power loss. Readers (status, metrics, report) open the file read-only. Every record is versioned by
-its own schema_version; the database by `SCHEMA_VERSION`, checked on opening.
+its own schema_version; the database by `SCHEMA_VERSION`, checked on opening. Every row carries a checksum, looked at
+whenever the row is read: a row that does not match is a StoreError that names file, table and row.
+
+What a transaction encloses is kept together or not at all; one within another joins it.
 
 Times in the store are seconds since the epoch, for people; leases are decided on the coordinator's monotonic clock.
 """
 
 import fcntl
 import json
+import math
 import os
-import sqlite3
+import shutil
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
-from coordinator.plan import Plan, PlannedTrial
+from coordinator.migrations import migrate
+from coordinator.plan import Plan
+from coordinator.schema import COLUMNS, SCHEMA_VERSION, TABLES, checksum
+from coordinator.store_rows import (
+    AgentRow,
+    AttemptCount,
+    AttemptOutcome,
+    AttemptRow,
+    CanaryRow,
+    Count,
+    DecisionRow,
+    FitRow,
+    Histogram,
+    TrialFields,
+    TrialRow,
+    Work,
+)
 from coordinator.study import StudySpec
 from scaling.observations import Failure, Observation, Progress
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "FILE_NAME",
+    "LOCK_NAME",
+    "SCHEMA_VERSION",
+    "AgentRow",
+    "AttemptRow",
+    "DecisionRow",
+    "FitRow",
+    "Store",
+    "StoreReader",
+    "TrialRow",
+]
+
 FILE_NAME = "store.sqlite3"
 LOCK_NAME = "coordinator.lock"
+DURATION_BOUNDS_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
+"""Buckets of `durations` and `queue_waits`; longer ones count in a last bucket without end."""
 
 _observation_adapter: TypeAdapter[Observation] = TypeAdapter(Observation)
-
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE trials (
-    trial_id TEXT PRIMARY KEY, position INTEGER NOT NULL, stage TEXT NOT NULL, phase TEXT NOT NULL,
-    planned TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'succeeded', 'failed')),
-    epoch INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, agent TEXT, hardware TEXT,
-    done_fraction REAL NOT NULL DEFAULT 0, queued_unix REAL NOT NULL, first_leased_unix REAL, leased_unix REAL,
-    lease_expires_unix REAL, ended_unix REAL, spent_seconds REAL NOT NULL DEFAULT 0) STRICT;
-CREATE TABLE observations (
-    seq INTEGER PRIMARY KEY, trial_id TEXT NOT NULL REFERENCES trials, epoch INTEGER NOT NULL, kind TEXT NOT NULL,
-    record TEXT NOT NULL, unix REAL NOT NULL, UNIQUE (trial_id, epoch)) STRICT;
-CREATE UNIQUE INDEX one_result_a_trial ON observations (trial_id) WHERE kind != 'failure';
-CREATE TABLE rejections (
-    seq INTEGER PRIMARY KEY, trial_id TEXT NOT NULL, epoch INTEGER NOT NULL, agent TEXT NOT NULL,
-    reason TEXT NOT NULL, unix REAL NOT NULL) STRICT;
-CREATE TABLE plans (
-    seq INTEGER PRIMARY KEY, stage TEXT NOT NULL UNIQUE, record TEXT NOT NULL, unix REAL NOT NULL) STRICT;
-CREATE TABLE fits (
-    seq INTEGER PRIMARY KEY, num_points INTEGER NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL,
-    record TEXT NOT NULL, unix REAL NOT NULL) STRICT;
-CREATE TABLE recommendations (seq INTEGER PRIMARY KEY, record TEXT NOT NULL, unix REAL NOT NULL) STRICT;
-CREATE TABLE agents (
-    agent TEXT PRIMARY KEY, hardware TEXT NOT NULL, state TEXT NOT NULL, pid INTEGER NOT NULL,
-    heartbeat_unix REAL NOT NULL, joined_unix REAL NOT NULL) STRICT;
-CREATE TABLE counters (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial as the store knows it."""
-
-    trial_id: str
-    position: int
-    stage: str
-    phase: str
-    planned: PlannedTrial
-    state: str
-    epoch: int
-    attempts: int
-    agent: str | None
-    hardware: str | None
-    done_fraction: float
-    queued_unix: float
-    first_leased_unix: float | None
-    leased_unix: float | None
-    ended_unix: float | None
-    spent_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentRow:
-    """One agent as last heard of."""
-
-    agent: str
-    hardware: str
-    state: str
-    pid: int
-    heartbeat_unix: float
-    joined_unix: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitRow:
-    """One fit: its record is LawFit's JSON with what else the coordinator derived from it."""
-
-    num_points: int
-    outcome: str
-    seconds: float
-    record: dict[str, Any]
-    unix: float
+_EndState = Literal["queued", "succeeded", "failed"]
+_OPEN_STATES = ("queued", "running")
 
 
 class StoreReader:
     """Read access to a run, safe beside the writing coordinator."""
 
-    def __init__(self, connection: sqlite3.Connection, run_directory: Path) -> None:
-        self._connection = connection
-        self._connection.row_factory = sqlite3.Row
+    def __init__(self, database: Database, run_directory: Path) -> None:
+        self._database = database
         self.run_directory = run_directory
 
     @classmethod
@@ -124,17 +89,11 @@ class StoreReader:
             raise StoreError(
                 f"{run_directory} is no run directory: it has no {FILE_NAME}. Start one with `archfleet run`."
             )
-        connection = _connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            _check_version(connection, run_directory)
-        except BaseException:
-            connection.close()
-            raise
-        return cls(connection, run_directory)
+        return cls(_open_known(path, run_directory), run_directory)
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._database.close()
 
     def __enter__(self) -> "StoreReader":
         return self
@@ -144,18 +103,32 @@ class StoreReader:
         self.close()
         if isinstance(error, ValidationError):
             raise StoreError(_damaged(self.run_directory, f"it holds an unreadable {error.title}")) from None
-        if isinstance(error, sqlite3.DatabaseError):
+        if isinstance(error, DatabaseError):
             raise StoreError(_damaged(self.run_directory, str(error))) from None
+
+    def _rows(self, table: str, tail: str = "", bindings: Sequence[Value] = ()) -> list[Row]:
+        """Rows of a checked table, each looked at, without their checksums."""
+        query = f"SELECT {', '.join(COLUMNS[table])}, checksum FROM {table} {tail}"
+        return [self._sound(table, row) for row in self._database.rows(query, bindings)]
+
+    def _sound(self, table: str, row: Row) -> Row:
+        values = row[:-1]
+        if checksum(table, values) != row[-1]:
+            raise StoreError(
+                _damaged(self.run_directory, f"the row of table {table} that begins with {values[:2]!r} was changed")
+            )
+        return values
 
     def meta(self, key: str) -> str | None:
         """One named fact of the run."""
-        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._rows("meta", "WHERE key = ?", (key,))
+        return str(rows[0][1]) if rows else None
 
     def study(self) -> StudySpec:
         """The study as it was when the run began."""
         text = self.meta("study")
-        assert text is not None, "a run is created together with its study"
+        if text is None:
+            raise StoreError(_damaged(self.run_directory, "it holds no study"))
         return StudySpec.model_validate_json(text)
 
     def corpus(self) -> dict[str, Any] | None:
@@ -163,66 +136,210 @@ class StoreReader:
         text = self.meta("corpus")
         return None if text is None else json.loads(text)
 
-    def trials(self) -> list[TrialRow]:
-        """All trials in planned order."""
-        names = ", ".join(TrialRow.__dataclass_fields__)
-        rows = self._connection.execute(f"SELECT {names} FROM trials ORDER BY position").fetchall()
-        return [TrialRow(**{**dict(row), "planned": PlannedTrial.model_validate_json(row["planned"])}) for row in rows]
+    def trials(self, *, after_position: int = 0) -> list[TrialRow]:
+        """All trials in planned order, or those behind a position."""
+        tail = "WHERE position > ? ORDER BY position"
+        return self._trial_rows(
+            self._rows("trials", tail, (after_position,)), self._rows("work", tail, (after_position,))
+        )
 
-    def observations(self) -> list[Observation]:
+    def unfinished_trials(self) -> list[TrialRow]:
+        """Queued and running trials in planned order."""
+        tail = "WHERE position IN (SELECT position FROM trials WHERE state IN ('queued', 'running')) ORDER BY position"
+        return self._trial_rows(self._rows("trials", tail), self._rows("work", tail))
+
+    def trial(self, trial_id: str) -> TrialRow | None:
+        """One trial."""
+        found = self._rows("trials", "WHERE trial_id = ?", (trial_id,))
+        rows = self._trial_rows(found, self._rows("work", "WHERE position = ?", found[0][:1]) if found else [])
+        return rows[0] if rows else None
+
+    def _trial_rows(self, trials: Sequence[Row], works: Sequence[Row]) -> list[TrialRow]:
+        progress: dict[str, float] = dict(self._database.rows("SELECT trial_id, done_fraction FROM progress"))
+        if [row[:2] for row in trials] != [row[:2] for row in works]:
+            raise StoreError(_damaged(self.run_directory, "the tables trials and work hold different trials"))
+        return [
+            _trial_row(TrialFields(*trial), str(work[2]), progress.get(trial[1], 0.0))
+            for trial, work in zip(trials, works, strict=True)
+        ]
+
+    def epochs(self) -> dict[str, int]:
+        """The epoch of the last lease of every trial that was ever leased."""
+        rows = self._rows("trials", "WHERE epoch > 0")
+        return {str(row[1]): row[5] for row in rows}
+
+    def attempts(self, *, unfinished: bool = False) -> list[AttemptRow]:
+        """Every lease with its end, in the order of leasing; or those of trials that are queued or running."""
+        tail = (
+            "WHERE trial_id IN (SELECT trial_id FROM trials WHERE state IN ('queued', 'running'))" if unfinished else ""
+        )
+        return [AttemptRow(*row) for row in self._rows("attempts", f"{tail} ORDER BY seq")]
+
+    def observations(self, *, after_seq: int = 0) -> list[Observation]:
         """Every accepted observation, failures of single attempts included, in order of arrival."""
-        rows = self._connection.execute("SELECT record FROM observations ORDER BY seq")
-        return [_observation_adapter.validate_json(row[0]) for row in rows]
+        rows = self._rows("observations", "WHERE seq > ? ORDER BY seq", (after_seq,))
+        return [_observation_adapter.validate_json(row[4]) for row in rows]
+
+    def last_observation_seq(self) -> int:
+        """Number of the newest observation; 0 before the first."""
+        return self._database.number("SELECT coalesce(max(seq), 0) FROM observations")
+
+    def decisions(self, kind: str | None = None) -> list[DecisionRow]:
+        """What was decided, in order; of one kind if asked."""
+        rows = self._rows("decisions", "WHERE ?1 IS NULL OR kind = ?1 ORDER BY seq", (kind,))
+        return [
+            DecisionRow(
+                seq=seq,
+                kind=kind,
+                stage=stage,
+                record=json.loads(record),
+                inputs=json.loads(inputs),
+                random_state=random_state,
+                unix=unix,
+            )
+            for seq, kind, stage, record, inputs, random_state, unix in rows
+        ]
+
+    def stages(self) -> list[str]:
+        """The stages that were planned, in order."""
+        return [str(row[2]) for row in self._rows("decisions", "WHERE kind = 'plan' ORDER BY seq")]
 
     def plans(self) -> list[Plan]:
         """The plans, in the order they were made."""
+        decisions = self.decisions("plan")
+        if not decisions:
+            return []
+        planned = {row[1]: Work(str(row[2])) for row in self._rows("work")}
         return [
-            Plan.model_validate_json(row[0])
-            for row in self._connection.execute("SELECT record FROM plans ORDER BY seq")
+            Plan(
+                stage=decision.stage,
+                trials=tuple(planned[trial_id].planned for trial_id in decision.record["trial_ids"]),
+                notes=tuple(decision.record["notes"]),
+            )
+            for decision in decisions
         ]
 
     def last_fit(self) -> FitRow | None:
         """The newest fit."""
-        row = self._connection.execute("SELECT * FROM fits ORDER BY seq DESC LIMIT 1").fetchone()
-        if row is None:
-            return None
-        values = {key: row[key] for key in ("num_points", "outcome", "seconds", "unix")}
-        return FitRow(**values, record=json.loads(row["record"]))
+        for _, num_points, outcome, seconds, record, unix in self._rows("fits", "ORDER BY seq DESC LIMIT 1"):
+            return FitRow(num_points=num_points, outcome=outcome, seconds=seconds, record=json.loads(record), unix=unix)
+        return None
 
     def fit_history(self) -> list[tuple[str, float, float]]:
         """(outcome, seconds, unix) of every fit."""
-        rows = self._connection.execute("SELECT outcome, seconds, unix FROM fits ORDER BY seq").fetchall()
-        return [(row[0], row[1], row[2]) for row in rows]
+        return self._database.rows("SELECT outcome, seconds, unix FROM fits ORDER BY seq")
 
     def recommendation(self) -> dict[str, Any] | None:
         """The newest recommendation."""
-        row = self._connection.execute("SELECT record FROM recommendations ORDER BY seq DESC LIMIT 1").fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._rows("recommendations", "ORDER BY seq DESC LIMIT 1")
+        return json.loads(rows[0][1]) if rows else None
 
     def agents(self) -> list[AgentRow]:
         """All agents that ever joined this run."""
-        return [AgentRow(**dict(row)) for row in self._connection.execute("SELECT * FROM agents ORDER BY agent")]
+        return [
+            AgentRow(**dict(zip(COLUMNS["agents"], row, strict=True)) | {"versions": json.loads(row[-1])})
+            for row in self._rows("agents", "ORDER BY agent")
+        ]
+
+    def canaries(self) -> list[CanaryRow]:
+        """Every canary, in order."""
+        return [CanaryRow(*row) for row in self._rows("canaries", "ORDER BY seq")]
 
     def rejections(self) -> list[tuple[str, str, int, str]]:
         """(reason, trial_id, epoch, agent) of every refused report."""
-        rows = self._connection.execute("SELECT reason, trial_id, epoch, agent FROM rejections ORDER BY seq").fetchall()
-        return [(row[0], row[1], row[2], row[3]) for row in rows]
+        rows = self._rows("rejections", "ORDER BY seq")
+        return [(reason, trial_id, epoch, agent) for _, trial_id, epoch, agent, reason, _ in rows]
 
     def counters(self) -> dict[str, float]:
         """Named totals that survive restarts."""
-        return {row[0]: row[1] for row in self._connection.execute("SELECT name, value FROM counters")}
+        return dict(self._rows("counters"))
+
+    # Tallies: kept up with every change, so that asking costs the same with 100,000 trials as with ten.
+
+    def counts(self) -> list[Count]:
+        """How many trials there are of each stage, phase, hardware and state."""
+        return [Count(*row[1:]) for row in self._tallies("trials") if row[5]]
+
+    def attempt_counts(self) -> list[AttemptCount]:
+        """How many attempts ended in each way, and what they spent."""
+        return [AttemptCount(*row[2:]) for row in self._tallies("attempts")]
+
+    def rejection_counts(self) -> dict[str, int]:
+        """How many reports were refused, by reason."""
+        return {row[4]: row[5] for row in self._tallies("rejections")}
+
+    def durations(self) -> list[Histogram]:
+        """Lease to end of the trials that succeeded."""
+        return self._histograms("durations")
+
+    def queue_waits(self) -> list[Histogram]:
+        """Queueing to first lease; its hardware is empty."""
+        return self._histograms("queue_waits")
+
+    def _tallies(self, kind: str) -> list[Any]:
+        return self._rows("tallies", "WHERE kind = ?", (kind,))
+
+    def _histograms(self, kind: str) -> list[Histogram]:
+        found: dict[tuple[str, str], dict[float, tuple[int, float]]] = {}
+        for _, _, phase, hardware, bound, num, seconds in self._tallies(kind):
+            found.setdefault((phase, hardware), {})[float(bound)] = (num, seconds)
+        return [
+            Histogram(
+                phase=phase,
+                hardware=hardware,
+                buckets=tuple((bound, by_bound.get(bound, (0, 0))[0]) for bound in _BOUNDS),
+                sum_seconds=sum(seconds for _, seconds in by_bound.values()),
+            )
+            for (phase, hardware), by_bound in sorted(found.items())
+        ]
+
+    def free_bytes(self) -> int:
+        """Room on the disk of this run."""
+        return shutil.disk_usage(self.run_directory).free
+
+    def verify(self) -> None:
+        """Read everything.
+
+        Raises:
+            StoreError: something does not match its checksum, or cannot be read.
+        """
+        try:
+            verdict = self._database.row("PRAGMA integrity_check(1)")
+            if verdict != ("ok",):
+                raise StoreError(_damaged(self.run_directory, str(verdict and verdict[0])))
+            for table in COLUMNS:
+                self._rows(table)
+            self.trials()
+            self._verify_tallies()
+        except DatabaseError as error:
+            raise StoreError(_damaged(self.run_directory, str(error))) from None
+
+    def _verify_tallies(self) -> None:
+        counted = self._database.rows(
+            "SELECT stage, phase, coalesce(hardware, ''), state, count(*) FROM trials GROUP BY 1, 2, 3, 4"
+        )
+        if sorted(counted) != sorted(count[:5] for count in self.counts()):
+            raise StoreError(_damaged(self.run_directory, "its tallies do not match its trials"))
 
 
 class Store(StoreReader):
     """The one writer of a run. Holds the run directory's lock for as long as it is open."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: int, run_directory: Path) -> None:
-        super().__init__(connection, run_directory)
+    def __init__(self, database: Database, lock: int, run_directory: Path) -> None:
+        super().__init__(database, run_directory)
         self._lock = lock
+        self._pending: dict[tuple[str, ...], list[float]] = {}
+        """Changes of tallies that the open transaction has not written yet: number and seconds."""
 
     @classmethod
-    def create(cls, run_directory: Path, study: StudySpec, *, now_unix: float) -> "Store":
+    def create(cls, run_directory: Path, study: StudySpec, *, now_unix: float, vfs: str | None = None) -> "Store":
         """Make a new run directory with its store.
+
+        Args:
+            run_directory: must not exist yet.
+            study: kept with the run for good.
+            now_unix: when the run was created.
+            vfs: another file system under SQLite, for tests.
 
         Raises:
             StoreError: the directory exists already, or cannot be written.
@@ -236,63 +353,65 @@ class Store(StoreReader):
         except OSError as error:
             raise StoreError(_cannot_write(run_directory, error)) from None
         try:
-            return cls._open(run_directory, study=study, now_unix=now_unix)
+            return cls._open(run_directory, study=study, now_unix=now_unix, vfs=vfs)
         except BaseException:
             _remove_if_unused(run_directory)
             raise
 
     @classmethod
-    def resume(cls, run_directory: Path) -> "Store":
-        """Open an existing run for writing.
+    def resume(cls, run_directory: Path, *, vfs: str | None = None) -> "Store":
+        """Open an existing run for writing; one of an older schema is migrated.
 
         Raises:
             StoreError: no run there, a newer or a damaged one, one that another coordinator holds, or one that cannot
                 be written.
         """
-        StoreReader.open(run_directory).close()
-        return cls._open(run_directory, study=None, now_unix=0)
+        path = run_directory / FILE_NAME
+        if not path.is_file():
+            StoreReader.open(run_directory)
+        _open_known(path, run_directory, migrate_copy=False, vfs=vfs).close()
+        return cls._open(run_directory, study=None, now_unix=0, vfs=vfs)
 
     @classmethod
-    def _open(cls, run_directory: Path, *, study: StudySpec | None, now_unix: float) -> "Store":
+    def _open(cls, run_directory: Path, *, study: StudySpec | None, now_unix: float, vfs: str | None) -> "Store":
         lock = _take_lock(run_directory)
-        connection: sqlite3.Connection | None = None
+        database: Database | None = None
         try:
-            connection = _connect(str(run_directory / FILE_NAME))
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            store = cls(connection, lock, run_directory)
+            database = Database.open_for_writing(run_directory / FILE_NAME, vfs=vfs)
+            store = cls(database, lock, run_directory)
             if study is not None:
                 store._initialise(study, now_unix)
             else:
                 store._require_sound()
+                migrate(database)
                 store.probe_commit()
             return store
-        except sqlite3.Error as error:
-            _close_quietly(connection, lock)
-            raise StoreError(_cannot_write(run_directory, error)) from None
+        except DatabaseError as error:
+            _close_quietly(database, lock)
+            told = _damaged(run_directory, str(error)) if error.reason == "corrupt" else None
+            raise StoreError(told or _cannot_write(run_directory, error)) from None
         except BaseException:
-            _close_quietly(connection, lock)
+            _close_quietly(database, lock)
             raise
 
     def _initialise(self, study: StudySpec, now_unix: float) -> None:
-        with self._transaction():
-            for statement in _TABLES.split(";\n"):
-                self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        with self.transaction():
+            self._database.execute(TABLES)
+            self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
                 ("study", study.model_dump_json()),
                 ("state", "running"),
                 ("created_unix", repr(now_unix)),
             ):
-                self._connection.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
+                self.set_meta(key, value)
 
     def _require_sound(self) -> None:
         try:
-            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.DatabaseError as error:
-            verdict = str(error)
-        if verdict != "ok":
-            raise StoreError(_damaged(self.run_directory, verdict))
+            verdict = self._database.row("PRAGMA quick_check(1)")
+        except DatabaseError as error:
+            verdict = (str(error),)
+        if verdict != ("ok",):
+            raise StoreError(_damaged(self.run_directory, str(verdict and verdict[0])))
 
     def close(self) -> None:
         """Close the connection and give the lock back."""
@@ -306,16 +425,57 @@ class Store(StoreReader):
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def transaction(self) -> Iterator[None]:
+        """What is written within is on the disk when this returns, all of it, or not at all when it raises.
+
+        Every writing method is one by itself; called within another it joins that one (group commit).
+
+        Raises:
+            DatabaseError: it could not be committed (`reason` says why: full, busy, io ...); the store can be used on.
+        """
         try:
-            yield
-            self._connection.execute("COMMIT")
+            with self._database.transaction(finish=self._write_tallies):
+                yield
         except BaseException:
-            # A full disk makes SQLite roll back by itself; a refused COMMIT leaves the transaction open.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._pending.clear()
             raise
+
+    def _insert(self, table: str, values: Sequence[Value]) -> None:
+        places = ", ".join("?" * len(values))
+        self._database.execute(f"INSERT INTO {table} VALUES ({places}, ?)", (*values, checksum(table, values)))
+
+    def _put(self, table: str, values: Sequence[Value]) -> None:
+        """Insert a row, or let it take the place of the one with its key."""
+        places = ", ".join("?" * len(values))
+        self._database.execute(
+            f"INSERT OR REPLACE INTO {table} VALUES ({places}, ?)", (*values, checksum(table, values))
+        )
+
+    def _append(self, table: str, *values: Value) -> None:
+        """Add a row under the next number."""
+        seq = self._database.number(f"SELECT coalesce(max(seq), 0) + 1 FROM {table}")
+        self._insert(table, (seq, *values))
+
+    def _tally(self, kind: str, *key: str, num: int, seconds: float) -> None:
+        """Note a change of a tally; the transaction writes it at its end, once for all changes."""
+        change = self._pending.setdefault((kind, *key), [0, 0.0])
+        change[0] += num
+        change[1] += seconds
+
+    def _write_tallies(self) -> None:
+        for key, (num, seconds) in self._pending.items():
+            if not num and not seconds:
+                continue
+            where = "WHERE kind = ? AND stage = ? AND phase = ? AND hardware = ? AND name = ?"
+            for row in self._rows("tallies", where, key):
+                num, seconds = num + row[5], seconds + row[6]
+            self._put("tallies", (*key, int(num), float(seconds)))
+        self._pending.clear()
+
+    def _tallies(self, kind: str) -> list[Any]:
+        if self._pending:
+            self._write_tallies()
+        return super()._tallies(kind)
 
     def probe_commit(self) -> None:
         """Commit a harmless row: proof that the store can be written."""
@@ -323,55 +483,92 @@ class Store(StoreReader):
 
     def set_meta(self, key: str, value: str) -> None:
         """Set one named fact of the run."""
-        with self._transaction():
-            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        with self.transaction():
+            self._put("meta", (key, value))
 
-    def add_plan(self, plan: Plan, *, now_unix: float) -> list[str]:
-        """Queue a plan's trials. Trials that are known already are not queued again. Returns the new ids."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO plans (stage, record, unix) VALUES (?, ?, ?)",
-                (plan.stage, plan.model_dump_json(), now_unix),
+    def add_plan(
+        self,
+        plan: Plan,
+        *,
+        now_unix: float,
+        inputs: Mapping[str, Any] | None = None,
+        random_state: str | None = None,
+    ) -> list[str]:
+        """Queue a plan's trials. Trials that are known already are not queued again. Returns the new ids.
+
+        Args:
+            plan: of a stage that has none yet.
+            now_unix: when it was made.
+            inputs: what it followed from; kept with it.
+            random_state: of whatever chance it used; kept with it.
+        """
+        added = []
+        with self.transaction():
+            record = {"trial_ids": [trial.trial_id for trial in plan.trials], "notes": list(plan.notes)}
+            self.add_decision(
+                "plan", plan.stage, record, inputs=inputs or {}, random_state=random_state, now_unix=now_unix
             )
-            (position,) = self._connection.execute("SELECT coalesce(max(position), 0) FROM trials").fetchone()
-            added = []
-            for planned in plan.trials:
+            position = self._database.number("SELECT coalesce(max(position), 0) FROM trials")
+            for planned, trial_id in zip(plan.trials, record["trial_ids"], strict=True):
+                if self._database.row("SELECT 1 FROM trials WHERE trial_id = ?", (trial_id,)) is not None:
+                    continue
                 position += 1
-                cursor = self._connection.execute(
-                    "INSERT OR IGNORE INTO trials (trial_id, position, stage, phase, planned, state, queued_unix) "
-                    "VALUES (?, ?, ?, ?, ?, 'queued', ?)",
-                    (
-                        planned.trial_id,
-                        position,
-                        plan.stage,
-                        planned.assignment.kind,
-                        planned.model_dump_json(),
-                        now_unix,
-                    ),
-                )
-                if cursor.rowcount:
-                    added.append(planned.trial_id)
+                phase = planned.assignment.kind
+                unleased = (None, None, now_unix, None, None, None, None, 0.0)
+                self._insert("trials", (position, trial_id, plan.stage, phase, "queued", 0, 0, *unleased))
+                self._insert("work", (position, trial_id, planned.model_dump_json()))
+                self._tally("trials", plan.stage, phase, "", "queued", num=1, seconds=0)
+                added.append(trial_id)
         return added
+
+    def add_decision(
+        self,
+        kind: str,
+        stage: str,
+        record: Mapping[str, Any],
+        *,
+        inputs: Mapping[str, Any],
+        random_state: str | None = None,
+        now_unix: float,
+    ) -> None:
+        """Append a decision with what it followed from. A stage is planned once."""
+        texts = (json.dumps(record, allow_nan=False), json.dumps(inputs, allow_nan=False))
+        with self.transaction():
+            self._append("decisions", kind, stage, *texts, random_state, now_unix)
 
     def lease(
         self, trial_id: str, *, agent: str, hardware: str, epoch: int, now_unix: float, expires_unix: float
     ) -> None:
         """Record that `agent` holds `trial_id` under `epoch`, which must rise with every lease."""
-        with self._transaction():
-            cursor = self._connection.execute(
-                "UPDATE trials SET state = 'running', epoch = ?, attempts = attempts + 1, agent = ?, hardware = ?, "
-                "leased_unix = ?, first_leased_unix = coalesce(first_leased_unix, ?), lease_expires_unix = ? "
-                "WHERE trial_id = ? AND state IN ('queued', 'running') AND epoch < ?",
-                (epoch, agent, hardware, now_unix, now_unix, expires_unix, trial_id, epoch),
+        with self.transaction():
+            old = self._fields(trial_id)
+            assert old.state in _OPEN_STATES and old.epoch < epoch, (  # noqa: PT018
+                f"{trial_id}: epoch {epoch} does not rise, or the trial has ended"
             )
-            assert cursor.rowcount == 1, f"{trial_id}: epoch {epoch} does not rise, or the trial has ended"
+            if old.state == "running":
+                self._end_attempt(old, "interrupted", None, now_unix=now_unix)
+            first = old.first_leased_unix
+            if first is None:
+                first = now_unix
+                self._observe("queue_waits", old.phase, "", now_unix - old.queued_unix)
+            self._move(
+                old,
+                state="running",
+                epoch=epoch,
+                attempts=old.attempts + 1,
+                agent=agent,
+                hardware=hardware,
+                leased_unix=now_unix,
+                first_leased_unix=first,
+                lease_expires_unix=expires_unix,
+            )
+            self._append("attempts", trial_id, epoch, agent, hardware, now_unix, None, None, None, 0.0)
 
     def record_progress(self, trial_id: str, progress: Progress, *, expires_unix: float) -> None:
-        """Note how far a running trial is, and renew its lease."""
-        with self._transaction():
-            self._connection.execute(
-                "UPDATE trials SET done_fraction = ?, lease_expires_unix = ? WHERE trial_id = ?",
-                (progress.done_fraction, expires_unix, trial_id),
+        """Note how far a running trial is, and until when its lease was renewed."""
+        with self.transaction():
+            self._database.execute(
+                "INSERT OR REPLACE INTO progress VALUES (?, ?, ?)", (trial_id, progress.done_fraction, expires_unix)
             )
 
     def record_result(self, trial_id: str, epoch: int, observation: Observation, *, now_unix: float) -> None:
@@ -382,105 +579,171 @@ class Store(StoreReader):
         """Record a failed attempt; the trial goes back to the queue unless `final`."""
         self._record_end(trial_id, epoch, failure, state="failed" if final else "queued", now_unix=now_unix)
 
-    def _record_end(self, trial_id: str, epoch: int, record: Observation, *, state: str, now_unix: float) -> None:
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO observations (trial_id, epoch, kind, record, unix) VALUES (?, ?, ?, ?, ?)",
-                (trial_id, epoch, record.kind, record.model_dump_json(), now_unix),
+    def _record_end(self, trial_id: str, epoch: int, record: Observation, *, state: _EndState, now_unix: float) -> None:
+        with self.transaction():
+            old = self._fields(trial_id)
+            assert old.state == "running" and old.epoch == epoch and old.leased_unix is not None, (  # noqa: PT018
+                f"{trial_id}: not running under epoch {epoch}; dispatch fences such reports"
             )
-            cursor = self._connection.execute(
-                "UPDATE trials SET state = ?, ended_unix = CASE WHEN ? = 'queued' THEN NULL ELSE ? END, "
-                "spent_seconds = spent_seconds + max(0, ? - leased_unix), "
-                "agent = CASE WHEN ? = 'queued' THEN NULL ELSE agent END, "
-                "done_fraction = CASE WHEN ? = 'succeeded' THEN 1 ELSE done_fraction END, lease_expires_unix = NULL "
-                "WHERE trial_id = ? AND epoch = ? AND state = 'running'",
-                (state, state, now_unix, now_unix, state, state, trial_id, epoch),
+            self._append("observations", trial_id, epoch, record.kind, record.model_dump_json(), now_unix)
+            failure_kind = record.failure_kind if isinstance(record, Failure) else None
+            outcome: AttemptOutcome = "retried" if state == "queued" else state
+            spent = self._end_attempt(old, outcome, failure_kind, now_unix=now_unix)
+            if state == "succeeded":
+                self._observe("durations", old.phase, old.hardware or "", now_unix - old.leased_unix)
+                self._database.execute("DELETE FROM progress WHERE trial_id = ?", (trial_id,))
+            self._move(
+                old,
+                state=state,
+                agent=None if state == "queued" else old.agent,
+                ended_unix=None if state == "queued" else now_unix,
+                lease_expires_unix=None,
+                spent_seconds=old.spent_seconds + spent,
             )
-            assert cursor.rowcount == 1, f"{trial_id}: not running under epoch {epoch}; dispatch fences such reports"
 
     def requeue_running(self, *, now_unix: float) -> list[str]:
         """At a restart: whatever was leased goes back to the front of the queue. Returns the ids.
 
         Time after a lease's end was nobody's: the coordinator may have been down for days.
         """
-        with self._transaction():
-            rows = self._connection.execute("SELECT trial_id FROM trials WHERE state = 'running'").fetchall()
-            self._connection.execute(
-                "UPDATE trials SET state = 'queued', agent = NULL, lease_expires_unix = NULL, "
-                "spent_seconds = spent_seconds + max(0, min(?, lease_expires_unix) - leased_unix) "
-                "WHERE state = 'running'",
-                (now_unix,),
-            )
-            self._connection.execute("UPDATE agents SET state = 'lost'")
-        return [row[0] for row in rows]
+        with self.transaction():
+            running = [TrialFields(*row) for row in self._rows("trials", "WHERE state = 'running'")]
+            for old in running:
+                spent = self._end_attempt(old, "interrupted", None, now_unix=min(now_unix, self._expiry(old)))
+                self._move(
+                    old, state="queued", agent=None, lease_expires_unix=None, spent_seconds=old.spent_seconds + spent
+                )
+            for agent in self.agents():
+                self._put_agent(replace(agent, state="lost"))
+        return [old.trial_id for old in running]
+
+    def _expiry(self, trial: TrialFields) -> float:
+        """When the lease ended or ends, its renewals included."""
+        renewed = self._database.row("SELECT expires_unix FROM progress WHERE trial_id = ?", (trial.trial_id,))
+        ends = [trial.lease_expires_unix or 0.0, renewed[0] if renewed else 0.0]
+        return max(ends)
+
+    def _fields(self, trial_id: str) -> TrialFields:
+        rows = self._rows("trials", "WHERE trial_id = ?", (trial_id,))
+        assert rows, f"{trial_id}: no such trial"
+        return TrialFields(*rows[0])
+
+    def _move(self, old: TrialFields, **changes: Any) -> None:
+        new = old._replace(**changes)
+        self._database.execute(_UPDATE_TRIAL, (*new[4:], checksum("trials", new), new.position))
+        for fields, sign in ((old, -1), (new, 1)):
+            key = (fields.stage, fields.phase, fields.hardware or "", fields.state)
+            self._tally("trials", *key, num=sign, seconds=sign * fields.spent_seconds)
+
+    def _end_attempt(
+        self, trial: TrialFields, outcome: AttemptOutcome, failure_kind: str | None, *, now_unix: float
+    ) -> float:
+        """Close the attempt that holds a trial; what it spent, in seconds."""
+        (row,) = self._rows("attempts", "WHERE trial_id = ? AND epoch = ?", (trial.trial_id, trial.epoch))
+        attempt = AttemptRow(*row)
+        spent = max(0.0, now_unix - attempt.leased_unix)
+        ended = attempt._replace(ended_unix=now_unix, outcome=outcome, failure_kind=failure_kind, spent_seconds=spent)
+        self._database.execute(_UPDATE_ATTEMPT, (*ended[6:], checksum("attempts", ended), ended.seq))
+        self._tally("attempts", "", trial.phase, attempt.hardware, failure_kind or outcome, num=1, seconds=spent)
+        return spent
+
+    def _observe(self, kind: str, phase: str, hardware: str, seconds: float) -> None:
+        bound = _BOUNDS[bisect_left(DURATION_BOUNDS_SECONDS, seconds)]
+        self._tally(kind, "", phase, hardware, repr(bound), num=1, seconds=seconds)
 
     def reject(self, trial_id: str, *, epoch: int, agent: str, reason: str, now_unix: float) -> None:
         """Record a report that was refused."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO rejections (trial_id, epoch, agent, reason, unix) VALUES (?, ?, ?, ?, ?)",
-                (trial_id, epoch, agent, reason, now_unix),
-            )
+        with self.transaction():
+            self._append("rejections", trial_id, epoch, agent, reason, now_unix)
+            self._tally("rejections", "", "", "", reason, num=1, seconds=0)
 
     def add_fit(
         self, *, num_points: int, outcome: str, seconds: float, record: dict[str, Any], now_unix: float
     ) -> None:
         """Append a fit."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO fits (num_points, outcome, seconds, record, unix) VALUES (?, ?, ?, ?, ?)",
-                (num_points, outcome, seconds, json.dumps(record, allow_nan=False), now_unix),
-            )
+        text = json.dumps(record, allow_nan=False)
+        with self.transaction():
+            self._append("fits", num_points, outcome, seconds, text, now_unix)
 
     def add_recommendation(self, record: dict[str, Any], *, now_unix: float) -> None:
         """Append a recommendation."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO recommendations (record, unix) VALUES (?, ?)",
-                (json.dumps(record, allow_nan=False), now_unix),
-            )
+        text = json.dumps(record, allow_nan=False)
+        with self.transaction():
+            self._append("recommendations", text, now_unix)
 
     def upsert_agent(self, row: AgentRow) -> None:
         """Record what an agent is and does."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT OR REPLACE INTO agents (agent, hardware, state, pid, heartbeat_unix, joined_unix) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (row.agent, row.hardware, row.state, row.pid, row.heartbeat_unix, row.joined_unix),
-            )
+        with self.transaction():
+            self._put_agent(row)
+
+    def _put_agent(self, row: AgentRow) -> None:
+        values = [getattr(row, name) for name in COLUMNS["agents"]]
+        self._put("agents", (*values[:-1], json.dumps(row.versions)))
+
+    def add_canary(
+        self, *, agent: str, hardware: str, kind: str, rate: float, deviation: float | None, now_unix: float
+    ) -> None:
+        """Append a canary."""
+        with self.transaction():
+            self._append("canaries", agent, hardware, kind, rate, deviation, now_unix)
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a named total."""
-        with self._transaction():
-            self._connection.execute(
-                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-                (name, amount),
-            )
+        with self.transaction():
+            before = self._rows("counters", "WHERE name = ?", (name,))
+            self._put("counters", (name, amount + (before[0][1] if before else 0)))
 
 
-def _connect(path: str, *, uri: bool = False) -> sqlite3.Connection:
-    # Autocommit: transactions are begun and ended by `_transaction` alone.
-    connection = sqlite3.connect(path, uri=uri, isolation_level=None, timeout=10)
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
+_BOUNDS = (*(float(bound) for bound in DURATION_BOUNDS_SECONDS), math.inf)
+_UPDATE_TRIAL = (
+    f"UPDATE trials SET {', '.join(f'{name} = ?' for name in (*COLUMNS['trials'][4:], 'checksum'))} WHERE position = ?"
+)
+_UPDATE_ATTEMPT = (
+    f"UPDATE attempts SET {', '.join(f'{name} = ?' for name in (*COLUMNS['attempts'][6:], 'checksum'))} WHERE seq = ?"
+)
 
 
-def _check_version(connection: sqlite3.Connection, run_directory: Path) -> None:
+def _trial_row(trial: TrialFields, planned: str, done_fraction: float) -> TrialRow:
+    fields = trial._asdict()
+    del fields["lease_expires_unix"]
+    done = 1.0 if trial.state == "succeeded" else done_fraction
+    return TrialRow(**fields, work=Work(planned), done_fraction=done)
+
+
+def _open_known(path: Path, run_directory: Path, *, migrate_copy: bool = True, vfs: str | None = None) -> Database:
+    """Open a store of this version or of an older one; the older is read from a migrated copy in memory."""
     try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{run_directory / FILE_NAME} cannot be read as a store: {error}.") from None
+        database = Database.open_for_reading(path, vfs=vfs)
+        try:
+            version = _known_version(database, run_directory)
+            if version == SCHEMA_VERSION or not migrate_copy:
+                return database
+            copy = Database.in_memory()
+            database.copy_to(copy)
+            database.close()
+            migrate(copy)
+            return copy
+        except BaseException:
+            database.close()
+            raise
+    except DatabaseError as error:
+        raise StoreError(f"{path} cannot be read as a store: {error}.") from None
+
+
+def _known_version(database: Database, run_directory: Path) -> int:
+    version = database.number("PRAGMA user_version")
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"{run_directory} was made by a newer archfleet (store schema {version}; "
             f"this one knows {SCHEMA_VERSION}).\n"
             "Install that version, or start a new run with `archfleet run --new`."
         )
-    if version < SCHEMA_VERSION:
+    if version == 0:
         raise StoreError(
             f"{run_directory} was never completely set up (store schema {version}); "
             "start a new run with `archfleet run --new`."
         )
+    return version
 
 
 def _take_lock(run_directory: Path) -> int:
@@ -517,9 +780,9 @@ def _lock_for_writing(lock: int) -> bool:
     return False
 
 
-def _close_quietly(connection: sqlite3.Connection | None, lock: int) -> None:
-    if connection is not None:
-        connection.close()
+def _close_quietly(database: Database | None, lock: int) -> None:
+    if database is not None:
+        database.close()
     os.close(lock)
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import planner
+from coordinator.database import Database, DatabaseError
 from coordinator.errors import StoreError
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.store import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, Store, StoreReader
@@ -33,10 +33,9 @@ def row_of(store: StoreReader, trial_id: str):
 
 
 def run_sql(path: Path, statement: str) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
+    database = Database.open_for_writing(path)
+    database.execute(statement)
+    database.close()
 
 
 # Creating, opening, refusing
@@ -60,9 +59,9 @@ def test_a_resumed_run_knows_everything(store: Store, study) -> None:
 
 def test_writes_go_through_a_write_ahead_log_and_are_synced_at_every_commit(store: Store) -> None:
     full = 2
-    assert store._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert store._connection.execute("PRAGMA synchronous").fetchone()[0] == full
-    assert store._connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+    assert store._database.row("PRAGMA journal_mode") == ("wal",)
+    assert store._database.row("PRAGMA synchronous") == (full,)
+    assert store._database.row("PRAGMA foreign_keys") == (1,)
 
 
 def test_an_existing_directory_is_not_overwritten(store: Store, study) -> None:
@@ -144,7 +143,7 @@ def test_a_read_only_directory_is_refused(tmp_path: Path, study) -> None:
 
 
 def test_a_run_that_cannot_be_set_up_leaves_nothing(tmp_path: Path, study, monkeypatch) -> None:
-    monkeypatch.setattr("coordinator.store._TABLES", "CREATE nonsense")
+    monkeypatch.setattr("coordinator.store.TABLES", "CREATE nonsense")
     with pytest.raises(StoreError):
         Store.create(tmp_path / "quick-1", study, now_unix=0)
     assert list(tmp_path.iterdir()) == []
@@ -181,7 +180,7 @@ def test_a_known_trial_is_not_queued_again(driver, trial: str) -> None:
 
 
 def test_a_stage_is_planned_once(driver, trial: str) -> None:
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(DatabaseError, match="constraint"):
         driver.store.add_plan(Plan(stage="first-round", trials=()), now_unix=0)
 
 
@@ -208,7 +207,7 @@ def test_a_trial_has_one_result(driver, trial: str, world) -> None:
     driver.run_trial(trial)
     result = driver.store.observations()[0]
     for epoch in (1, 2):
-        with pytest.raises((sqlite3.IntegrityError, AssertionError)):
+        with pytest.raises(AssertionError):
             driver.store.record_result(trial, epoch, result, now_unix=0)
     assert driver.store.observations() == [result]
 
@@ -224,7 +223,7 @@ def test_a_result_under_an_old_epoch_is_not_stored(driver, trial: str, world) ->
 
 def test_a_result_of_an_unknown_trial_is_not_stored(driver, trial: str, world) -> None:
     result = world.observe(row_of(driver.store, trial).planned.assignment)
-    with pytest.raises((sqlite3.IntegrityError, AssertionError)):
+    with pytest.raises(AssertionError):
         driver.store.record_result("train-unknown", 1, result, now_unix=0)
     assert driver.store.observations() == []
 
@@ -323,12 +322,12 @@ def test_numbers_that_are_not_finite_are_not_stored(store: Store) -> None:
 
 
 def test_a_full_disk_is_told_and_the_store_goes_on_when_there_is_room_again(driver, trial: str) -> None:
-    connection = driver.store._connection
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    database = driver.store._database
+    database.execute(f"PRAGMA max_page_count = {database.number('PRAGMA page_count')}")
+    with pytest.raises(DatabaseError, match="full") as caught:
         driver.store.set_meta("big", "x" * 1_000_000)
-    connection.execute("PRAGMA max_page_count = 1000000")
+    assert caught.value.reason == "full"
+    database.execute("PRAGMA max_page_count = 1000000")
     driver.run_trial(trial)
     assert row_of(driver.store, trial).state == "succeeded"
 
@@ -359,7 +358,7 @@ def test_a_disk_full_at_the_start_is_told_and_leaves_nothing(tmp_path: Path, num
 
 
 def test_a_failed_commit_leaves_no_open_transaction(store: Store) -> None:
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(DatabaseError, match="constraint"):
         insert_an_orphan_that_only_the_commit_refuses(store)
     store.set_meta("after", "fine")
     assert store.meta("after") == "fine"
@@ -367,11 +366,9 @@ def test_a_failed_commit_leaves_no_open_transaction(store: Store) -> None:
 
 
 def insert_an_orphan_that_only_the_commit_refuses(store: Store) -> None:
-    with store._transaction():
-        store._connection.execute("PRAGMA defer_foreign_keys = ON")
-        store._connection.execute(
-            "INSERT INTO observations (trial_id, epoch, kind, record, unix) VALUES ('none', 1, 'x', '{}', 0)"
-        )
+    with store.transaction():
+        store._database.execute("PRAGMA defer_foreign_keys = ON")
+        store._database.execute("INSERT INTO observations VALUES (1, 'none', 1, 'x', '{}', 0, 0)")
 
 
 WRITER = """
@@ -410,7 +407,7 @@ def test_acknowledged_results_survive_kill_9(driver, world, tmp_path: Path) -> N
         with StoreReader.open(directory) as reader:
             stored = [observation.assignment_id for observation in reader.observations()]
             succeeded = {row.trial_id for row in reader.trials() if row.state == "succeeded"}
-            assert reader._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+            assert reader._database.row("PRAGMA integrity_check") == ("ok",)
         assert len(stored) == len(set(stored))
         assert acknowledged <= set(stored) == succeeded
     assert len(acknowledged) >= NUM_KILLS

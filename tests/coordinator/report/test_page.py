@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sqlite3
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.assignment import BenchAssignment
+from coordinator.database import Database
 from coordinator.record import RunRecord, read_record
 from coordinator.report import render_report
+from coordinator.schema import COLUMNS, checksum
 from coordinator.store import FILE_NAME
 from scaling.quantity import Interval, Measured, NotMeasured
 
@@ -144,12 +145,16 @@ def test_changing_an_observation_in_the_store_changes_table_and_figures(finished
     shutil.copytree(finished.run_directory, changed)
     run = next(iter(finished.training.values()))
     higher = run.model_copy(update={"loss": run.loss + 1})
-    with sqlite3.connect(changed / FILE_NAME) as connection:
-        connection.execute(
-            "UPDATE observations SET record = ? WHERE trial_id = ? AND kind = 'training'",
-            (higher.model_dump_json(), run.assignment_id),
-        )
-    connection.close()
+    database = Database.open_for_writing(changed / FILE_NAME)
+    where = "WHERE trial_id = ? AND kind = 'training'"
+    columns = ", ".join(COLUMNS["observations"])
+    ((*before_record, _, unix),) = database.rows(f"SELECT {columns} FROM observations {where}", (run.assignment_id,))
+    text = higher.model_dump_json()
+    database.execute(
+        f"UPDATE observations SET record = ?, checksum = ? {where}",
+        (text, checksum("observations", (*before_record, text, unix)), run.assignment_id),
+    )
+    database.close()
     before, after = render_report(finished), render_report(read_record(changed))
     assert f"{higher.loss:.4f} ±" not in before
     assert f"{higher.loss:.4f} ±" in after

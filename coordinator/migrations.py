@@ -1,0 +1,121 @@
+"""Migrations: an older store becomes one of today's schema, in one transaction, forward only."""
+
+import json
+from typing import Any
+
+from coordinator import failpoints
+from coordinator.database import Database, DatabaseError, Value
+from coordinator.plan import Plan
+from coordinator.schema import SCHEMA_VERSION, TABLES, checksum
+
+_V1_TABLES = ("meta", "trials", "observations", "rejections", "plans", "fits", "recommendations", "agents", "counters")
+
+
+def migrate(database: Database) -> None:
+    """Bring a database of an older schema up to date; one of today's is left alone.
+
+    Raises:
+        DatabaseError: it could not be read or written; nothing was changed.
+    """
+    if database.number("PRAGMA user_version") == SCHEMA_VERSION:
+        return
+    with database.transaction():
+        version = database.number("PRAGMA user_version")
+        if version != 1:
+            raise DatabaseError(f"no way leads from schema {version} to {SCHEMA_VERSION}", "other")
+        _from_1_to_2(database)
+
+
+def _from_1_to_2(database: Database) -> None:
+    """Checksums on every row; attempts, decisions, canaries and tallies; progress apart from trials."""
+    database.execute("PRAGMA defer_foreign_keys = ON")
+    database.execute("DROP INDEX one_result_a_trial")
+    for table in _V1_TABLES:
+        database.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+    database.execute(TABLES)
+    failpoints.hit("store.mid_migration")
+    tallies: dict[tuple[str, ...], list[Any]] = {}
+    for table, columns in (
+        ("meta", "key, value"),
+        ("rejections", "seq, trial_id, epoch, agent, reason, unix"),
+        ("fits", "seq, num_points, outcome, seconds, record, unix"),
+        ("recommendations", "seq, record, unix"),
+        ("agents", "agent, hardware, state, pid, heartbeat_unix, joined_unix, '', NULL, '{}'"),
+        ("counters", "name, value"),
+    ):
+        for row in database.rows(f"SELECT {columns} FROM old_{table}"):
+            _insert(database, table, *row)
+    _migrate_trials(database, tallies)
+    _migrate_observations(database, tallies)
+    _migrate_plans(database)
+    for (reason,) in database.rows("SELECT reason FROM old_rejections"):
+        _count(tallies, "rejections", "", "", "", str(reason))
+    for key, (num, seconds) in tallies.items():
+        _insert(database, "tallies", *key, num, seconds)
+    for table in ("observations", *(name for name in _V1_TABLES if name != "observations")):
+        database.execute(f"DROP TABLE old_{table}")
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _migrate_trials(database: Database, tallies: dict[tuple[str, ...], list[Any]]) -> None:
+    query = (
+        "SELECT position, trial_id, stage, phase, state, epoch, attempts, agent, hardware, queued_unix, "
+        "first_leased_unix, leased_unix, lease_expires_unix, ended_unix, spent_seconds, planned, done_fraction "
+        "FROM old_trials ORDER BY position"
+    )
+    for *fields, planned, done_fraction in database.rows(query):
+        position, trial_id, stage, phase, state = fields[:5]
+        _insert(database, "trials", *fields)
+        _insert(database, "work", position, trial_id, planned)
+        _count(tallies, "trials", stage, phase, fields[8] or "", state, seconds=fields[14])
+        if state == "running":
+            # What is needed to close it at the restart that follows.
+            _insert_attempt(database, trial_id, fields[5], fields[7], fields[8], fields[11], None, None, None, 0.0)
+        if done_fraction and state != "succeeded":
+            expires = fields[12] or 0.0
+            database.execute("INSERT INTO progress VALUES (?, ?, ?)", (trial_id, done_fraction, expires))
+
+
+def _migrate_observations(database: Database, tallies: dict[tuple[str, ...], list[Any]]) -> None:
+    """Observations with their attempts. Schema 1 kept only a trial's last lease: earlier ones have the end's time."""
+    query = (
+        "SELECT o.seq, o.trial_id, o.epoch, o.kind, o.record, o.unix, t.phase, t.state, t.epoch, t.hardware, "
+        "t.leased_unix FROM old_observations o JOIN old_trials t USING (trial_id) ORDER BY o.seq"
+    )
+    for *fields, phase, state, last_epoch, hardware, leased in database.rows(query):
+        _, trial_id, epoch, kind, text, unix = fields
+        _insert(database, "observations", *fields)
+        record = json.loads(text)
+        made_by = record["provenance"]
+        is_last = epoch == last_epoch
+        began = leased if is_last and leased is not None else unix
+        spent = max(0.0, unix - began)
+        outcome = "succeeded" if kind != "failure" else "failed" if is_last and state == "failed" else "retried"
+        where = hardware if is_last and hardware is not None else made_by["hardware"]
+        failure_kind = record.get("failure_kind")
+        _insert_attempt(database, trial_id, epoch, made_by["agent"], where, began, unix, outcome, failure_kind, spent)
+        _count(tallies, "attempts", "", phase, where, failure_kind or outcome, seconds=spent)
+
+
+def _migrate_plans(database: Database) -> None:
+    """Inputs were not kept in schema 1."""
+    for seq, stage, text, unix in database.rows("SELECT seq, stage, record, unix FROM old_plans"):
+        plan = Plan.model_validate_json(text)
+        record = {"trial_ids": [trial.trial_id for trial in plan.trials], "notes": list(plan.notes)}
+        _insert(database, "decisions", seq, "plan", stage, json.dumps(record), "{}", None, unix)
+
+
+def _insert_attempt(database: Database, *values: Value) -> None:
+    seq = database.number("SELECT coalesce(max(seq), 0) + 1 FROM attempts")
+    _insert(database, "attempts", seq, *values)
+
+
+def _insert(database: Database, table: str, *values: Value) -> None:
+    places = ", ".join("?" * (len(values) + 1))
+    database.execute(f"INSERT INTO {table} VALUES ({places})", (*values, checksum(table, values)))
+
+
+def _count(tallies: dict[tuple[str, ...], list[Any]], *key: str, seconds: float = 0.0) -> None:
+    change = tallies.setdefault(key, [0, 0.0])
+    change[0] += 1
+    change[1] += seconds

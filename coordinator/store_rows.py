@@ -1,0 +1,177 @@
+"""Rows of the store as values."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from coordinator.plan import PlannedTrial
+
+AttemptOutcome = Literal["succeeded", "failed", "retried", "interrupted"]
+"""Its result counts; it was the last of its trial; the trial is queued again; the coordinator went away."""
+
+
+class Work:
+    """A planned trial as it is stored; read only when somebody asks, for a store may hold 100,000."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def planned(self) -> PlannedTrial:
+        """The assignment with its role and reason."""
+        return PlannedTrial.model_validate_json(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Work) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial as the store knows it."""
+
+    trial_id: str
+    position: int
+    stage: str
+    phase: str
+    work: Work = field(repr=False)
+    state: str
+    epoch: int
+    attempts: int
+    agent: str | None
+    hardware: str | None
+    """Profile id of where it was leased last; null before its first lease."""
+    done_fraction: float
+    queued_unix: float
+    first_leased_unix: float | None
+    leased_unix: float | None
+    ended_unix: float | None
+    spent_seconds: float
+
+    @property
+    def planned(self) -> PlannedTrial:
+        """The assignment with its role and reason."""
+        return self.work.planned
+
+
+class TrialFields(NamedTuple):
+    """The columns of `trials`, in their order."""
+
+    position: int
+    trial_id: str
+    stage: str
+    phase: str
+    state: str
+    epoch: int
+    attempts: int
+    agent: str | None
+    hardware: str | None
+    queued_unix: float
+    first_leased_unix: float | None
+    leased_unix: float | None
+    lease_expires_unix: float | None
+    ended_unix: float | None
+    spent_seconds: float
+
+
+class AttemptRow(NamedTuple):
+    """One lease and how it ended; `outcome` is null while it is held."""
+
+    seq: int
+    trial_id: str
+    epoch: int
+    agent: str
+    hardware: str
+    leased_unix: float
+    ended_unix: float | None
+    outcome: AttemptOutcome | None
+    failure_kind: str | None
+    spent_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentRow:
+    """One agent as last heard of."""
+
+    agent: str
+    hardware: str
+    state: str
+    pid: int
+    heartbeat_unix: float
+    joined_unix: float
+    node: str = ""
+    clock_offset_seconds: float | None = None
+    """Its wall clock minus the coordinator's; null where it was not asked."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRow:
+    """One fit: its record is LawFit's JSON with what else the coordinator derived from it."""
+
+    num_points: int
+    outcome: str
+    seconds: float
+    record: dict[str, Any]
+    unix: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRow:
+    """Something that was decided, with what it followed from. After a restart it is read, never decided again."""
+
+    seq: int
+    kind: str
+    """"plan", or another name that the deciding module gives."""
+    stage: str
+    record: dict[str, Any]
+    inputs: dict[str, Any]
+    random_state: str | None
+    unix: float
+
+
+class CanaryRow(NamedTuple):
+    """One canary: how fast an agent's machine was at a fixed task, in its own unit per second."""
+
+    seq: int
+    agent: str
+    hardware: str
+    kind: str
+    rate: float
+    deviation: float | None
+    """Rate over the baseline of its hardware, minus 1; null where there was no baseline yet."""
+    unix: float
+
+
+class Count(NamedTuple):
+    """How many trials of one stage, phase and hardware are in a state, and what they have spent."""
+
+    stage: str
+    phase: str
+    hardware: str
+    """Where they were leased last; empty before the first lease."""
+    state: str
+    num: int
+    spent_seconds: float
+
+
+class AttemptCount(NamedTuple):
+    """How many attempts ended in one way on one kind of hardware, and what they spent. Never falls."""
+
+    phase: str
+    hardware: str
+    outcome: str
+    """succeeded, interrupted, or the kind of failure."""
+    num: int
+    spent_seconds: float
+
+
+class Histogram(NamedTuple):
+    """Durations in buckets. `buckets` holds (upper bound in seconds, how many up to it and above the one before)."""
+
+    phase: str
+    hardware: str
+    buckets: tuple[tuple[float, int], ...]
+    sum_seconds: float
