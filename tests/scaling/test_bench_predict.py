@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.benchmark.engine_limits import VLLM_CPU_HEAD_SIZES
 from hwprofiles.catalog import load_profile
 from scaling.observations import Provenance, ServingObservation, ServingRepeat
 from scaling.quantity import Measured, NotMeasured
@@ -70,3 +71,40 @@ def test_an_engine_that_is_a_host_and_a_scale_is_ranked_perfectly_by_the_fit_and
 
 def test_speed_is_measured_on_as_many_shapes_as_are_asked_for(bench):
     assert bench.speed(PROFILE, None, dtype="float32", num_shapes=500, laptop=True) > 0
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_each_engines_shapes_have_equal_size_and_heads_that_it_runs(bench, engine):
+    setting = bench.SETTINGS[engine]
+    shapes = bench.shapes(setting.num_parameters, smoke=False, setting=setting)
+    assert len(set(shapes)) == bench.NUM_CALIBRATION + 12
+    assert all(shape.num_parameters == pytest.approx(setting.num_parameters, rel=0.02) for shape in shapes)
+    if engine == "vllm":
+        assert setting.head_dim in VLLM_CPU_HEAD_SIZES
+
+
+def test_a_rank_correlation_has_a_bootstrap_interval_around_it(bench):
+    measured = [float(rate) for rate in range(12)]
+    predicted = [rate + 3 * (-1) ** index for index, rate in enumerate(measured)]
+    compared = bench.compare([one + 10 for one in measured], [one + 10 for one in predicted])
+    low, high = compared["spearman_interval"]
+    assert low < compared["spearman"] < high <= 1
+
+
+def test_four_shapes_have_no_interval_of_their_rank_correlation(bench):
+    assert bench.spearman_interval([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]) is None
+
+
+def test_what_was_recorded_is_not_measured_again(bench, monkeypatch):
+    shapes = bench.shapes(400_000, smoke=True)
+    measured, record = [], {}
+
+    def measure_once(shape, *_):
+        measured.append(shape)
+        return observe(bench, shape)
+
+    monkeypatch.setattr(bench, "measure_once", measure_once)
+    for _ in range(2):
+        found = bench.measure(shapes, bench.RECIPE, num_repeats=2, window_seconds=1.0, record=record, save=lambda: None)
+    assert [one.architecture for one in found] == shapes
+    assert len(measured) == 2 * len(shapes)
