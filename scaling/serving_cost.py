@@ -175,10 +175,13 @@ def pass_cost(
     profile: HardwareProfile,
     recipe: ServingRecipe,
     workload: Workload,
+    *,
+    told_capacity_tokens: float | None = None,
 ) -> PassCost:
     """Cost of one pass of each shape; what does not fit costs as a batch of one and is masked by the callers.
 
-    NaN throughout where the recipe's quantisation is not known or a shape cannot be shared among its devices.
+    NaN throughout where the recipe's quantisation is not known or a shape cannot be shared among its devices. Where the
+    engine told what its KV cache holds, `told_capacity_tokens` replaces the estimate.
 
     Raises:
         ValueError: the profile has no memory, or no peak for the recipe's dtype.
@@ -191,6 +194,8 @@ def pass_cost(
     kv_bytes = BYTES_PER_ELEMENT[cache] * 2 * widths.L * widths.K
     held_bytes = weight_bytes * widths.num_block_weights + element_bytes * widths.num_embedding_weights(tied=tied)
     capacity_tokens = (usable_bytes(profile) - held_bytes) / kv_bytes
+    if told_capacity_tokens is not None:
+        capacity_tokens = np.full_like(capacity_tokens, told_capacity_tokens)
     batch = np.minimum(workload.batch_size, np.floor(capacity_tokens / tokens_per_sequence))
     rows = np.maximum(batch, 1)
     multiplied = product_dtype(recipe, profile)

@@ -2,11 +2,12 @@
 
     t = n · (c0 + c1 · B + c2 · L) + s · R + k · C        t = B · output tokens / (output tokens/s), seconds of one pass
 
-over a pass of n steps (one an output token) of B sequences (the effective batch) through L layers; R is the roofline's
-time of the pass (`scaling/serving_cost.py`). c0, c1, c2 are the host's time a step, a step and sequence, a step and
-layer; s scales the roofline, either one s for all of it or one for matrices and one for attention; k counts copies of
-the whole KV cache a step, C the seconds of one, for engines that grow it by concatenation. Which of these terms a fit
-has is decided by its error on shapes left out, one at a time; that error is reported.
+over a pass of n steps (one an output token) of B sequences (the effective batch, by the engine's own KV capacity where
+it told it) through L layers; R is the roofline's time of the pass (`scaling/serving_cost.py`). c0, c1, c2 are the
+host's time a step, a step and sequence, a step and layer; s scales the roofline, either one s for all of it or one for
+matrices and one for attention; k counts copies of the whole KV cache a step, C the seconds of one, for engines that
+grow it by concatenation. Which of these terms a fit has is decided by its error on shapes left out, one at a time; that
+error is reported.
 
 Coefficients are least squares of the relative error 1 - t_predicted / t with weights that count a run's own noise
 beside the misfit to be expected of any run, none of them below zero: a host or a kernel takes no negative time.
@@ -28,7 +29,7 @@ from scipy import optimize, stats
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.value import Value
 from scaling.observations import INVALIDATING_FLAGS, ServingObservation
-from scaling.quantity import Interval
+from scaling.quantity import Interval, Measured
 from scaling.recipes import ServingRecipe, Workload
 from scaling.serving_cost import PassCost, Shapes, pass_cost
 
@@ -212,7 +213,16 @@ def _design_data(runs: Sequence[ServingObservation], profile: HardwareProfile, c
     rows, seconds, weights, batches = [], [], [], []
     for run in runs:
         shape = run.architecture
-        cost = pass_cost(shape, shape.vocab_size, shape.tie_word_embeddings, profile, run.recipe, run.workload)
+        told = run.kv_cache_tokens
+        cost = pass_cost(
+            shape,
+            shape.vocab_size,
+            shape.tie_word_embeddings,
+            profile,
+            run.recipe,
+            run.workload,
+            told_capacity_tokens=told.value if isinstance(told, Measured) else None,
+        )
         rows.append({term: float(values) for term, values in _columns(cost, shape, run.workload).items()})
         rate, relative_sd = _relative_rate(run, clock) or (math.nan, math.nan)
         batches.append(float(cost.effective_batch))

@@ -293,3 +293,11 @@ def test_a_fit_is_refused_where_it_does_not_belong():
 def test_a_fit_survives_being_written_as_json():
     fit = fitted(campaign(noise=0.01))
     assert ThroughputFit.model_validate_json(fit.model_dump_json()) == fit
+
+
+def test_the_engines_own_kv_capacity_is_the_effective_batch_of_its_runs():
+    """Room for 16 sequences of 128 tokens, where the profile's memory would hold all 64."""
+    room = Measured(value=16 * 128 + 5, unit="tokens", num_samples=1, no_interval_because="told by the engine")
+    told = [run.model_copy(update={"kv_cache_tokens": room}) for run in campaign(batches=(64,))]
+    assert fitted(told).batch_range == (16, 16)
+    assert fitted(campaign(batches=(64,))).batch_range == (64, 64)
