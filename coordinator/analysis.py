@@ -87,12 +87,16 @@ def analyse(study: StudySpec, observations: Iterable[Observation]) -> Analysis |
     deciding = [run for run in training if same_size(_size(run), study.fit.num_parameters)]
     if not deciding:
         return None
+    law_fit = _fit(deciding)
     by_size = [
-        (size, _fit([run for run in training if same_size(_size(run), size)]))
+        (
+            size,
+            law_fit if size == study.fit.num_parameters else _fit([r for r in training if same_size(_size(r), size)]),
+        )
         for size in sorted({study.fit.num_parameters, *(cell.num_parameters for cell in study.reference)})
         if _num_shapes([run for run in training if same_size(_size(run), size)]) >= MIN_SHAPES_FOR_A_SIZE
     ]
-    return Analysis(law_fit=_fit(deciding), pooled=_fit(training), by_size=tuple(by_size))
+    return Analysis(law_fit=law_fit, pooled=_fit(training), by_size=tuple(by_size))
 
 
 def same_size(N: float, other: float) -> bool:
