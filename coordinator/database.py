@@ -7,8 +7,7 @@ DatabaseError            what SQLite could not do; `reason` is one of full, busy
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +50,7 @@ class Database:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
-        self._in_transaction = False
-        self._spoilt: BaseException | None = None
+        self._transaction = Transaction(self)
         self.last_commit_seconds: float | None = None
         """How long the last COMMIT took, syncing to the disk included."""
 
@@ -122,53 +120,18 @@ class Database:
         """Rows that the last statement changed."""
         return self._connection.changes()
 
-    @contextmanager
-    def transaction(self, *, finish: Callable[[], None] | None = None) -> Iterator[None]:
-        """All or nothing. Within another transaction this one joins it: the outermost commits for all.
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether SQLite holds a transaction open."""
+        return not self._connection.get_autocommit()
 
-        Args:
-            finish: called last, before the outermost commits.
+    def transaction(self) -> "Transaction":
+        """All or nothing, as a context. Within another transaction it joins that one: the outermost commits for all."""
+        return self._transaction
 
-        Raises:
-            DatabaseError: it could not be committed, or a part of it had failed and the failure was swallowed.
-        """
-        if self._in_transaction:
-            with self._joined():
-                yield
-            return
-        self.execute("BEGIN IMMEDIATE")
-        self._in_transaction = True
-        try:
-            yield
-            self._require_unspoilt()
-            if finish is not None:
-                finish()
-            failpoints.hit("store.before_commit")
-            started = time.perf_counter()
-            self.execute("COMMIT")
-            self.last_commit_seconds = time.perf_counter() - started
-        except BaseException:
-            # A full disk makes SQLite roll back by itself; a refused COMMIT leaves the transaction open.
-            if not self._connection.get_autocommit():
-                self.execute("ROLLBACK")
-            raise
-        finally:
-            self._in_transaction, self._spoilt = False, None
-        failpoints.hit("store.after_commit")
-
-    @contextmanager
-    def _joined(self) -> Iterator[None]:
-        self._require_unspoilt()
-        try:
-            yield
-        except BaseException as error:
-            self._spoilt = error
-            raise
-
-    def _require_unspoilt(self) -> None:
-        """After a failure SQLite may have rolled back already: what came now would be committed without the rest."""
-        if self._spoilt is not None:
-            raise DatabaseError(f"an earlier part of the transaction failed: {self._spoilt}", "other") from self._spoilt
+    def on_end(self, *, finish: Callable[[], None], abandon: Callable[[], None]) -> None:
+        """Call `finish` last before every commit, `abandon` after whatever ended without one."""
+        self._transaction.finish, self._transaction.abandon = finish, abandon
 
     def copy_to(self, other: "Database", *, pages_a_step: int = -1, between: Callable[[], None] = lambda: None) -> None:
         """Copy everything into another database, online; writers may go on meanwhile.
@@ -185,6 +148,76 @@ class Database:
                     between()
         except apsw.Error as error:
             raise _translated(error) from error
+
+
+class Transaction:
+    """The one transaction of a connection; entered again within itself, it is joined."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._depth = 0
+        self._spoilt: BaseException | None = None
+        self.finish: Callable[[], None] = _nothing
+        self.abandon: Callable[[], None] = _nothing
+
+    def __enter__(self) -> None:
+        """Begin, or join.
+
+        Raises:
+            DatabaseError: it cannot begin, or a part of it has failed and the failure was swallowed.
+        """
+        if self._depth == 0:
+            self._database.execute("BEGIN IMMEDIATE")
+        else:
+            self._require_unspoilt()
+        self._depth += 1
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Commit when this is the outermost; roll everything back when anything in it failed.
+
+        Raises:
+            DatabaseError: it could not be committed.
+        """
+        if self._depth > 1:
+            self._depth -= 1
+            self._spoilt = self._spoilt or error
+            return
+        try:
+            if error is None:
+                self._commit()
+            else:
+                self._roll_back()
+        finally:
+            self._depth, self._spoilt = 0, None
+        if error is None:
+            failpoints.hit("store.after_commit")
+
+    def _commit(self) -> None:
+        try:
+            self._require_unspoilt()
+            self.finish()
+            failpoints.hit("store.before_commit")
+            started = time.perf_counter()
+            self._database.execute("COMMIT")
+            self._database.last_commit_seconds = time.perf_counter() - started
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        self.abandon()
+        # A full disk makes SQLite roll back by itself; a refused COMMIT leaves the transaction open.
+        if self._database.is_in_transaction:
+            self._database.execute("ROLLBACK")
+
+    def _require_unspoilt(self) -> None:
+        """After a failure SQLite may have rolled back already: what came now would be committed without the rest."""
+        if self._spoilt is not None:
+            raise DatabaseError(f"an earlier part of the transaction failed: {self._spoilt}", "other") from self._spoilt
+
+
+def _nothing() -> None:
+    """Nothing needs to be done."""
 
 
 def _connect(path: Path, flags: int, vfs: str | None) -> apsw.Connection:

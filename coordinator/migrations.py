@@ -6,7 +6,7 @@ from typing import Any
 from coordinator import failpoints
 from coordinator.database import Database, DatabaseError, Value
 from coordinator.plan import Plan
-from coordinator.schema import SCHEMA_VERSION, TABLES, checksum
+from coordinator.schema import SCHEMA_VERSION, TABLES, canonical, checksum
 
 _V1_TABLES = ("meta", "trials", "observations", "rejections", "plans", "fits", "recommendations", "agents", "counters")
 
@@ -111,8 +111,9 @@ def _insert_attempt(database: Database, *values: Value) -> None:
 
 
 def _insert(database: Database, table: str, *values: Value) -> None:
-    places = ", ".join("?" * (len(values) + 1))
-    database.execute(f"INSERT INTO {table} VALUES ({places})", (*values, checksum(table, values)))
+    row = canonical(table, values)
+    places = ", ".join("?" * (len(row) + 1))
+    database.execute(f"INSERT INTO {table} VALUES ({places})", (*row, checksum(table, row)))
 
 
 def _count(tallies: dict[tuple[str, ...], list[Any]], *key: str, seconds: float = 0.0) -> None:

@@ -4,8 +4,10 @@ A row's checksum is over its table's name and all its other values, so that a ro
 to stand elsewhere, is noticed when it is read. `progress` has none: it is advice for people, written often.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
+from typing import cast
 
 from coordinator.database import Value
 
@@ -88,7 +90,24 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """Columns of every table whose rows carry a checksum, the checksum itself left out."""
 
 
+_REAL = re.compile(r"(\w+) REAL")
+_REAL_COLUMNS = {
+    table: tuple(place for place, name in enumerate(names) if name in set(_REAL.findall(_definition)))
+    for table, names in COLUMNS.items()
+    for _definition in [TABLES[TABLES.index(f"CREATE TABLE {table} (") :].partition("STRICT")[0]]
+}
+"""Places of the columns that SQLite gives back as floats."""
+
+
+def canonical(table: str, values: Sequence[Value]) -> Sequence[Value]:
+    """A row to be written as it will be read back: a REAL column gives 1 back as 1.0."""
+    as_read = list(values)
+    for place in _REAL_COLUMNS[table]:
+        if type(as_read[place]) is int:
+            as_read[place] = float(cast("int", as_read[place]))
+    return tuple(as_read)
+
+
 def checksum(table: str, values: Sequence[Value]) -> int:
-    """CRC-32 of a row. Whole numbers count as their floats: SQLite gives a REAL column's 1 back as 1.0."""
-    canonical = [float(value) if type(value) is int else value for value in values]
-    return zlib.crc32(repr(canonical).encode(), zlib.crc32(table.encode()))
+    """CRC-32 of a canonical row."""
+    return zlib.crc32(repr(values).encode(), zlib.crc32(table.encode()))

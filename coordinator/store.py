@@ -17,8 +17,8 @@ import os
 import shutil
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
 from coordinator.migrations import migrate
 from coordinator.plan import Plan
-from coordinator.schema import COLUMNS, SCHEMA_VERSION, TABLES, checksum
+from coordinator.schema import COLUMNS, SCHEMA_VERSION, TABLES, canonical, checksum
 from coordinator.store_rows import (
     AgentRow,
     AttemptCount,
@@ -66,6 +66,7 @@ DURATION_BOUNDS_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 72
 """Buckets of `durations` and `queue_waits`; longer ones count in a last bucket without end."""
 
 _observation_adapter: TypeAdapter[Observation] = TypeAdapter(Observation)
+_UNFINISHED = "WHERE position IN (SELECT position FROM trials WHERE state IN ('queued', 'running'))"
 _EndState = Literal["queued", "succeeded", "failed"]
 _OPEN_STATES = ("queued", "running")
 
@@ -138,28 +139,26 @@ class StoreReader:
 
     def trials(self, *, after_position: int = 0) -> list[TrialRow]:
         """All trials in planned order, or those behind a position."""
-        tail = "WHERE position > ? ORDER BY position"
-        return self._trial_rows(
-            self._rows("trials", tail, (after_position,)), self._rows("work", tail, (after_position,))
-        )
+        return self._trial_rows("WHERE position > ?", after_position)
 
     def unfinished_trials(self) -> list[TrialRow]:
         """Queued and running trials in planned order."""
-        tail = "WHERE position IN (SELECT position FROM trials WHERE state IN ('queued', 'running')) ORDER BY position"
-        return self._trial_rows(self._rows("trials", tail), self._rows("work", tail))
+        return self._trial_rows(_UNFINISHED)
 
     def trial(self, trial_id: str) -> TrialRow | None:
         """One trial."""
-        found = self._rows("trials", "WHERE trial_id = ?", (trial_id,))
-        rows = self._trial_rows(found, self._rows("work", "WHERE position = ?", found[0][:1]) if found else [])
+        rows = self._trial_rows("WHERE position = (SELECT position FROM trials WHERE trial_id = ?)", trial_id)
         return rows[0] if rows else None
 
-    def _trial_rows(self, trials: Sequence[Row], works: Sequence[Row]) -> list[TrialRow]:
+    def _trial_rows(self, where: str, *bindings: Value) -> list[TrialRow]:
+        trials = self._rows("trials", f"{where} ORDER BY position", bindings)
+        columns = ", ".join(COLUMNS["work"])
+        works = self._database.rows(f"SELECT {columns}, checksum FROM work {where} ORDER BY position", bindings)
         progress: dict[str, float] = dict(self._database.rows("SELECT trial_id, done_fraction FROM progress"))
-        if [row[:2] for row in trials] != [row[:2] for row in works]:
+        if len(trials) != len(works) or any(t[0] != w[0] or t[1] != w[1] for t, w in zip(trials, works, strict=True)):
             raise StoreError(_damaged(self.run_directory, "the tables trials and work hold different trials"))
         return [
-            _trial_row(TrialFields(*trial), str(work[2]), progress.get(trial[1], 0.0))
+            TrialRow.of(TrialFields(*trial), Work(work, self._sound), progress.get(trial[1], 0.0))
             for trial, work in zip(trials, works, strict=True)
         ]
 
@@ -209,7 +208,7 @@ class StoreReader:
         decisions = self.decisions("plan")
         if not decisions:
             return []
-        planned = {row[1]: Work(str(row[2])) for row in self._rows("work")}
+        planned = {trial.trial_id: trial for trial in self.trials()}
         return [
             Plan(
                 stage=decision.stage,
@@ -330,6 +329,7 @@ class Store(StoreReader):
         self._lock = lock
         self._pending: dict[tuple[str, ...], list[float]] = {}
         """Changes of tallies that the open transaction has not written yet: number and seconds."""
+        database.on_end(finish=self._write_tallies, abandon=self._pending.clear)
 
     @classmethod
     def create(cls, run_directory: Path, study: StudySpec, *, now_unix: float, vfs: str | None = None) -> "Store":
@@ -424,28 +424,24 @@ class Store(StoreReader):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """What is written within is on the disk when this returns, all of it, or not at all when it raises.
+    def transaction(self) -> AbstractContextManager[None]:
+        """What is written within is on the disk when this ends, all of it, or not at all when it raises.
 
         Every writing method is one by itself; called within another it joins that one (group commit).
 
         Raises:
             DatabaseError: it could not be committed (`reason` says why: full, busy, io ...); the store can be used on.
         """
-        try:
-            with self._database.transaction(finish=self._write_tallies):
-                yield
-        except BaseException:
-            self._pending.clear()
-            raise
+        return self._database.transaction()
 
     def _insert(self, table: str, values: Sequence[Value]) -> None:
+        values = canonical(table, values)
         places = ", ".join("?" * len(values))
         self._database.execute(f"INSERT INTO {table} VALUES ({places}, ?)", (*values, checksum(table, values)))
 
     def _put(self, table: str, values: Sequence[Value]) -> None:
         """Insert a row, or let it take the place of the one with its key."""
+        values = canonical(table, values)
         places = ", ".join("?" * len(values))
         self._database.execute(
             f"INSERT OR REPLACE INTO {table} VALUES ({places}, ?)", (*values, checksum(table, values))
@@ -630,7 +626,8 @@ class Store(StoreReader):
 
     def _move(self, old: TrialFields, **changes: Any) -> None:
         new = old._replace(**changes)
-        self._database.execute(_UPDATE_TRIAL, (*new[4:], checksum("trials", new), new.position))
+        values = canonical("trials", new)
+        self._database.execute(_UPDATE_TRIAL, (*values[4:], checksum("trials", values), new.position))
         for fields, sign in ((old, -1), (new, 1)):
             key = (fields.stage, fields.phase, fields.hardware or "", fields.state)
             self._tally("trials", *key, num=sign, seconds=sign * fields.spent_seconds)
@@ -643,7 +640,8 @@ class Store(StoreReader):
         attempt = AttemptRow(*row)
         spent = max(0.0, now_unix - attempt.leased_unix)
         ended = attempt._replace(ended_unix=now_unix, outcome=outcome, failure_kind=failure_kind, spent_seconds=spent)
-        self._database.execute(_UPDATE_ATTEMPT, (*ended[6:], checksum("attempts", ended), ended.seq))
+        values = canonical("attempts", ended)
+        self._database.execute(_UPDATE_ATTEMPT, (*values[6:], checksum("attempts", values), ended.seq))
         self._tally("attempts", "", trial.phase, attempt.hardware, failure_kind or outcome, num=1, seconds=spent)
         return spent
 
@@ -701,13 +699,6 @@ _UPDATE_TRIAL = (
 _UPDATE_ATTEMPT = (
     f"UPDATE attempts SET {', '.join(f'{name} = ?' for name in (*COLUMNS['attempts'][6:], 'checksum'))} WHERE seq = ?"
 )
-
-
-def _trial_row(trial: TrialFields, planned: str, done_fraction: float) -> TrialRow:
-    fields = trial._asdict()
-    del fields["lease_expires_unix"]
-    done = 1.0 if trial.state == "succeeded" else done_fraction
-    return TrialRow(**fields, work=Work(planned), done_fraction=done)
 
 
 def _open_known(path: Path, run_directory: Path, *, migrate_copy: bool = True, vfs: str | None = None) -> Database:
