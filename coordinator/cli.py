@@ -126,6 +126,25 @@ def report(run: str | None, runs: Path) -> None:
         console.print(str(path), markup=False, soft_wrap=True)
 
 
+@main.command(epilog="  archfleet backup\n  archfleet backup laptop-20260101-120000 /mnt/backups")
+@click.argument("run", required=False)
+@click.argument("destination", type=click.Path(path_type=Path), required=False)
+@_runs_option
+def backup(run: str | None, destination: Path | None, runs: Path) -> None:
+    """Copy a run's store while it runs (default: the last run, into its backups/), and check the copy."""
+    from time import time
+
+    from coordinator.backup import back_up
+
+    made = back_up(find_run(run, runs), destination, now_unix=time())
+    console.print(
+        f"{made.path}: {made.num_bytes:,} bytes, {made.num_trials} trials, {made.num_observations} observations, "
+        "opened and checked",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 @main.command(epilog="  archfleet fit runs.csv\n  archfleet fit runs.csv --law conditional --json")
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--law", type=click.Choice(["chinchilla", "conditional"]), default="chinchilla", show_default=True)

@@ -81,6 +81,15 @@ class Database:
         return database
 
     @classmethod
+    def open_for_copy(cls, path: Path) -> "Database":
+        """Make a file that another database is to be copied into.
+
+        Raises:
+            DatabaseError: it cannot be made.
+        """
+        return cls(_connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE, None))
+
+    @classmethod
     def in_memory(cls) -> "Database":
         """An empty database that is gone when it is closed."""
         return cls(apsw.Connection(":memory:"))

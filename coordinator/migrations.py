@@ -23,7 +23,10 @@ def migrate(database: Database) -> None:
         version = database.number("PRAGMA user_version")
         if version != 1:
             raise DatabaseError(f"no way leads from schema {version} to {SCHEMA_VERSION}", "other")
-        _from_1_to_2(database)
+        try:
+            _from_1_to_2(database)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatabaseError(f"it holds a record that cannot be migrated: {error}", "corrupt") from error
 
 
 def _from_1_to_2(database: Database) -> None:

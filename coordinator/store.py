@@ -701,6 +701,24 @@ _UPDATE_ATTEMPT = (
 )
 
 
+def note_backup(run_directory: Path, *, now_unix: float) -> None:
+    """Note when the last sound backup was made, beside a coordinator that may be writing. Older schemas have no place.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    try:
+        database = Database.open_for_writing(run_directory / FILE_NAME)
+        try:
+            if database.number("PRAGMA user_version") == SCHEMA_VERSION:
+                values = ("last_backup_unix", repr(now_unix))
+                database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (*values, checksum("meta", values)))
+        finally:
+            database.close()
+    except DatabaseError as error:
+        raise StoreError(_cannot_write(run_directory, error)) from None
+
+
 def _open_known(path: Path, run_directory: Path, *, migrate_copy: bool = True, vfs: str | None = None) -> Database:
     """Open a store of this version or of an older one; the older is read from a migrated copy in memory."""
     try:
