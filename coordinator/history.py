@@ -12,7 +12,9 @@ Its facts come from a test that watches a fleet, or from a store. The promises i
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
+
+from coordinator.store import AttemptRow, StoreReader
 
 AttemptOutcome = Literal["succeeded", "failed", "retried", "interrupted"]
 """How an attempt ended: its result counts; it was the last; the trial is queued again; the coordinator went away."""
@@ -92,6 +94,34 @@ def check_history(
         if checker.succeeded.get(trial_id) != epoch:
             checker.complain(f"{trial_id}: the acknowledged result of epoch {epoch} is lost")
     return checker.verdict()
+
+
+def history_of(store: StoreReader) -> list[Fact]:
+    """The attempts of a run as facts. Wall times order what different trials and agents did, and nothing else: an
+    attempt that has ended did so before the next lease of its trial, or of its agent, whatever the clock did meanwhile.
+    """
+    facts: list[Fact] = []
+    pending: list[AttemptRow] = []
+    for attempt in store.attempts():
+        over = [one for one in pending if _ended_before(one, attempt)]
+        pending = [one for one in pending if not _ended_before(one, attempt)]
+        facts += [_end_of(one) for one in over]
+        facts.append(Leased(attempt.trial_id, attempt.epoch, attempt.agent))
+        pending.append(attempt)
+    facts += [_end_of(one) for one in pending if one.outcome is not None]
+    return facts
+
+
+def _ended_before(attempt: AttemptRow, later: AttemptRow) -> bool:
+    if attempt.outcome is None or attempt.ended_unix is None:
+        return False
+    related = attempt.trial_id == later.trial_id or attempt.agent == later.agent
+    return related or attempt.ended_unix <= later.leased_unix
+
+
+def _end_of(attempt: AttemptRow) -> Ended:
+    outcome = cast("AttemptOutcome", attempt.outcome)
+    return Ended(attempt.trial_id, attempt.epoch, outcome, attempt.spent_seconds)
 
 
 @dataclass

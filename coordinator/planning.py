@@ -92,6 +92,7 @@ class UnfinishedTrial(Value):
 class DecisionInputs(Value):
     """What a plan followed from beside the study, its speed and its earlier plans: see `coordinator/replay.py`."""
 
+    corpus_id: str
     elapsed_seconds: float
     """Wall seconds that the study had run."""
     num_observations: int
@@ -102,6 +103,7 @@ class DecisionInputs(Value):
     def of(cls, state: StudyState) -> "DecisionInputs":
         """The inputs of a decision that is made of this state."""
         return cls(
+            corpus_id=state.corpus_id,
             elapsed_seconds=state.elapsed_seconds,
             num_observations=len(state.observations),
             unfinished=tuple(

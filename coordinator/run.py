@@ -73,7 +73,15 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
             store.set_meta("metrics_port", str(port))
             view.note(f"run {run_directory}{' (new)' if is_new else ' (resumed)'}, study {store.study().name}")
             view.note(f"metrics at http://127.0.0.1:{port}/metrics")
-            coordinator = _coordinator(store, view, options, started=started, stop_requested=stop_requested)
+            hours = study.budget.accelerator_hours  # of the file as it is now: raising them lets a stopped run go on
+            coordinator = _coordinator(
+                store,
+                view,
+                options,
+                granted_seconds=None if hours is None else 3600 * hours,
+                started=started,
+                stop_requested=stop_requested,
+            )
             finished = coordinator.run()
         except DatabaseError as error:
             raise StoreError(
@@ -84,14 +92,11 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
                 _forget(run_directory)
             raise
         if finished:
-            store.set_meta("wall_seconds", repr(_wall_seconds(store) + time.monotonic() - started))
             view.note("writing the report")
             write_outputs(run_directory)
             # Every result is in the store: checkpoints and caches have served.
             shutil.rmtree(work_directory(run_directory), ignore_errors=True)
             view.note(f"done in {clock(time.monotonic() - started)}")
-        else:
-            store.set_meta("wall_seconds", repr(_wall_seconds(store) + time.monotonic() - started))
     return RunOutcome(run_directory=run_directory, finished=finished)
 
 
@@ -107,7 +112,13 @@ def _open_store(study: StudySpec, options: RunOptions) -> tuple[Store, bool]:
 
 
 def _coordinator(
-    store: Store, view: View, options: RunOptions, *, started: float, stop_requested: Callable[[], bool]
+    store: Store,
+    view: View,
+    options: RunOptions,
+    *,
+    granted_seconds: float | None,
+    started: float,
+    stop_requested: Callable[[], bool],
 ) -> Coordinator:
     run_directory = store.run_directory
     corpus_id = store.meta("corpus_id") or _build_corpus(store, view)
@@ -131,6 +142,7 @@ def _coordinator(
         num_agents=num_agents,
         corpus_id=corpus_id,
         started_monotonic=started,
+        granted_seconds=granted_seconds,
         stop_requested=stop_requested,
     )
 
@@ -151,10 +163,6 @@ def _build_corpus(store: Store, view: View) -> str:
     store.set_meta("corpus_id", corpus.id)
     store.set_meta("corpus", corpus.manifest.model_dump_json())
     return corpus.id
-
-
-def _wall_seconds(store: Store) -> float:
-    return float(store.meta("wall_seconds") or 0)
 
 
 def _forget(run_directory: Path) -> None:
