@@ -29,12 +29,14 @@ DRAIN_VARIABLE = "ARCHFLEET_DRAIN_FILE"
 
 
 class AgentActor:
-    """One agent. `fetch_blob` gives the contents of a blob by its SHA-256."""
+    """One agent. `fetch_blob` gives the contents of a blob by its SHA-256; `worker` does the work."""
 
-    def __init__(self, agent: str, work_directory: str, fetch_blob: Callable[[str], bytes]) -> None:
+    def __init__(
+        self, agent: str, work_directory: str, fetch_blob: Callable[[str], bytes], worker: type[Worker] = Worker
+    ) -> None:
         self._agent = agent
         self._work_directory = Path(work_directory)
-        self._worker = Worker(agent, self._work_directory, fetch_blob)
+        self._worker = worker(agent, self._work_directory, fetch_blob)
         self._outbox = Outbox()
         self._preempted = threading.Event()
         self._reason = ""

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.engines.canary import KIND as CANARY_KIND
+from agent.worker import Worker
 from coordinator.errors import UserError
 from coordinator.fleet.actor import AgentActor
 from coordinator.fleet.base import (
@@ -47,7 +48,9 @@ _item_adapter: TypeAdapter[Progress | Observation] = TypeAdapter(Progress | Obse
 class RayActor(AgentActor):
     """An agent's actor whose blobs come through Ray's object store."""
 
-    def __init__(self, agent: str, work_directory: str, blobs: Mapping[str, list[Any]]) -> None:
+    def __init__(
+        self, agent: str, work_directory: str, blobs: Mapping[str, list[Any]], worker: type[Worker] = Worker
+    ) -> None:
         def fetch_blob(sha256: str) -> bytes:
             import ray
 
@@ -55,7 +58,7 @@ class RayActor(AgentActor):
                 raise KeyError(f"the coordinator published no blob {sha256}")
             return bytes(ray.get(blobs[sha256][0]))
 
-        super().__init__(agent, work_directory, fetch_blob)
+        super().__init__(agent, work_directory, fetch_blob, worker)
 
 
 @dataclass
@@ -69,13 +72,22 @@ class _Agent:
 
 
 class RayFleet:
-    """Agents on the Ray cluster that `session` reaches."""
+    """Agents on the Ray cluster that `session` reaches. `worker` does their work."""
 
-    def __init__(self, session: RaySession, *, max_agents: int, blob_directory: Path, work_directory: Path) -> None:
+    def __init__(
+        self,
+        session: RaySession,
+        *,
+        max_agents: int,
+        blob_directory: Path,
+        work_directory: Path,
+        worker: type[Worker] = Worker,
+    ) -> None:
         self._session = session
         self._max_agents = max_agents
         self._blob_directory = blob_directory
         self._work_directory = work_directory
+        self._worker = worker
         self._agents: dict[str, _Agent] = {}
         self._blobs: dict[str, list[Any]] = {}
         self._checkpoints: dict[str, Any] = {}
@@ -165,7 +177,7 @@ class RayFleet:
             scheduling_strategy=affinity(slot.node_id, soft=False),
             runtime_env={"env_vars": _pretence(slot)} if slot.pretended_hardware else None,
         )(RayActor)
-        handle = actor.remote(slot.agent, str(self._work_directory), self._blobs)
+        handle = actor.remote(slot.agent, str(self._work_directory), self._blobs, self._worker)
         agent = self._agents[slot.agent] = _Agent(slot, handle)
         asked = time.time()
         self._call(agent, "describe", then=lambda facts: self._described(agent, facts, asked))
