@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import NoReturn
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator.fleet.base import AgentDraining, AgentJoined, AgentLost, CanaryMeasured, FleetEvent, Reported
@@ -90,9 +89,9 @@ class Faults:
     out_of_memory: float = 0.0
     """Share of attempts."""
 
-    def only(self, name: str) -> "Faults":
-        """This one fault at its rate, and no other."""
-        return Faults(**{name: getattr(self, name)})
+    def only(self, *names: str) -> "Faults":
+        """These faults at their rates, and no others."""
+        return Faults(**{name: getattr(self, name) for name in names})
 
 
 ALL_FAULTS = Faults(
@@ -103,7 +102,7 @@ ALL_FAULTS = Faults(
     clock=0.02,
     drift=0.005,
     engine=0.005,
-    crash=0.01,
+    crash=0.005,
     straggler=0.01,
     lost=0.01,
     duplicated=0.01,
@@ -180,7 +179,7 @@ class Started:
 
 
 class SimulatedFleet:
-    """`agents` counts them by hardware, a key of `simulated_world.SPEEDS`; `on_crash` is called as a crash begins."""
+    """`agents` counts them by hardware, a key of `simulated_world.SPEEDS`."""
 
     def __init__(
         self,
@@ -191,12 +190,10 @@ class SimulatedFleet:
         faults: Faults | None = None,
         seed: int = 0,
         pace_seconds: float = 5.0,
-        on_crash: Callable[[], None] = lambda: None,
     ) -> None:
         self.clock = clock
         self.world = world or SimulatedWorld()
         self.faults = faults or Faults()
-        self.on_crash = on_crash
         self.started: list[Started] = []
         self.struck: Counter[str] = Counter()
         """How often each fault came."""
@@ -555,11 +552,7 @@ class SimulatedFleet:
     def _crash_if_due(self, where: str) -> None:
         if self._crash_at == where:
             self._crash_at = None
-            self._crash()
-
-    def _crash(self) -> NoReturn:
-        self.on_crash()
-        raise CoordinatorCrash
+            raise CoordinatorCrash
 
 
 _STRIKE: Mapping[str, Callable[[SimulatedFleet, _Agent], None]] = {
