@@ -43,6 +43,9 @@ class BenchAssignment(Value):
     """Each repeat generates whole batches until at least this long a window is measured."""
     load_deadline_seconds: PositiveFloat = 120.0
     run_deadline_seconds: PositiveFloat = 120.0
+    hardware: str | None = Field(None, exclude_if=lambda hardware: hardware is None)
+    """Profile id of the only kind of hardware that may measure it; null for the kind that the fleet has. Left out of
+    the JSON when null, so that names stay those of assignments made before there was a kind."""
 
     @property
     def id(self) -> str:

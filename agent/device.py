@@ -15,6 +15,8 @@ from scaling.observations import Provenance
 
 CPU_PROFILE_ID = "cpu-generic"
 UNKNOWN_PROFILE_ID = "unknown"
+PRETENDED_VARIABLE = "ARCHFLEET_PRETENDED_HARDWARE"
+"""Names the profile that this agent pretends to have: tests of mixed fleets on CPUs."""
 _PACKAGES = ("archfleet", "numpy", "torch", "transformers", "tokenizers", "safetensors")
 _DRIVER_TIMEOUT_SECONDS = 10.0
 
@@ -37,6 +39,11 @@ def describe_device(*, on_gpu: bool | None = None) -> DeviceDescription:
     if gpu is None and on_gpu:
         return DeviceDescription("a GPU that nvidia-smi does not show", UNKNOWN_PROFILE_ID)
     return gpu or DeviceDescription(_cpu_name(), CPU_PROFILE_ID, _host_memory_bytes())
+
+
+def pretended_hardware() -> str | None:
+    """Profile id that this agent says it has, and that its fake engine serves by; real engines ignore it."""
+    return os.environ.get(PRETENDED_VARIABLE) or None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ error is reported.
 Coefficients are least squares of the relative error 1 - t_predicted / t with weights that count a run's own noise
 beside the misfit to be expected of any run, none of them below zero: a host or a kernel takes no negative time.
 Intervals are Student's, with n - p degrees of freedom; a new shape's is never narrower than the error on shapes left
-out. A host term belongs to one engine version on one device: runs of two of them are never fitted together.
+out. A host term belongs to one engine version, its numbers and one device: runs of two are never fitted together.
 """
 
 import itertools
@@ -32,6 +32,7 @@ from scaling.observations import INVALIDATING_FLAGS, ServingObservation
 from scaling.quantity import Interval, Measured
 from scaling.recipes import ServingRecipe, Workload
 from scaling.serving_cost import PassCost, Shapes, pass_cost
+from scaling.weight_formats import recipe_words
 
 Floats = NDArray[np.float64]
 Term = Literal["step", "step and sequence", "step and layer", "roofline", "matrices", "attention", "cache copy"]
@@ -68,6 +69,9 @@ class EngineKey(NamedTuple):
     hardware: str
     device: str
     dtype: str
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    tensor_parallel_size: int = 1
 
     @classmethod
     def of(cls, observation: ServingObservation) -> "EngineKey":
@@ -78,10 +82,14 @@ class EngineKey(NamedTuple):
             observation.provenance.hardware,
             observation.provenance.device,
             observation.recipe.dtype,
+            observation.recipe.quantization,
+            observation.recipe.kv_cache_dtype,
+            observation.recipe.tensor_parallel_size,
         )
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.engine_version} in {self.dtype} on {self.device} ({self.hardware})"
+        numbers = recipe_words(self)
+        return f"{self.engine} {self.engine_version} in {numbers} on {self.device} ({self.hardware})"
 
 
 class FittedTerm(Value):
@@ -102,6 +110,9 @@ class ThroughputFit(Value):
     hardware: str
     device: str
     dtype: str
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    tensor_parallel_size: PositiveInt = 1
     clock: Clock
     profile_sha256: str
     """Content hash of the profile whose roofline was scaled; the fit holds for no other."""
@@ -392,15 +403,15 @@ def fitted_seconds(fit: ThroughputFit, cost: PassCost, shapes: Shapes, workload:
 
 
 def require_same_target(fit: ThroughputFit, profile: HardwareProfile, recipe: ServingRecipe) -> None:
-    """A fit holds for its own profile, engine and dtype.
+    """A fit holds for its own profile, engine and numbers (dtype, quantisation, KV cache, devices in parallel).
 
     Raises:
         ValueError: it was made for another; the message says which.
     """
     if fit.profile_sha256 != profile.content_hash():
         raise ValueError(f"the fit scales another profile than this one of {profile.id}; fit again with this profile")
-    if (fit.engine, fit.dtype) != (recipe.engine, recipe.dtype):
+    fitted, asked = (f"{one.engine} in {recipe_words(one)}" for one in (fit, recipe))
+    if fitted != asked:
         raise ValueError(
-            f"the fit is of {fit.engine} in {fit.dtype}, a prediction was asked for {recipe.engine} in {recipe.dtype}; "
-            f"ask for {fit.engine} in {fit.dtype}, or measure the other"
+            f"the fit is of {fitted}, a prediction was asked for {asked}; ask for {fitted}, or measure the other"
         )

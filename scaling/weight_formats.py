@@ -7,6 +7,7 @@ to four bytes for 32 weights and more, at most 3 % of the format. A name whose b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from hwprofiles.profile import BYTES_PER_ELEMENT, Dtype, HardwareProfile
 from scaling.recipes import ServingRecipe
@@ -86,7 +87,20 @@ def cache_dtype(recipe: ServingRecipe) -> Dtype:
     return "fp8" if recipe.kv_cache_dtype.startswith("fp8") else "bfloat16"
 
 
-def recipe_words(recipe: ServingRecipe) -> str:
+class Numbers(Protocol):
+    """In what an engine calculates: of a recipe, or of a fit to runs by one."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def quantization(self) -> str | None: ...
+    @property
+    def kv_cache_dtype(self) -> str: ...
+    @property
+    def tensor_parallel_size(self) -> int: ...
+
+
+def recipe_words(recipe: Numbers) -> str:
     """In what numbers, and on how many devices, an engine calculates: what is not the default is named."""
     words: list[str] = [recipe.dtype]
     if recipe.quantization is not None:

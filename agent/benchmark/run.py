@@ -23,7 +23,7 @@ from pathlib import Path
 from scipy import stats
 
 from agent.assignment import BenchAssignment
-from agent.device import gpu_fingerprint, make_provenance
+from agent.device import CPU_PROFILE_ID, gpu_fingerprint, make_provenance, pretended_hardware
 from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult
 from agent.engines.interpreters import find_engine
 from agent.engines.process import EngineFailure, Tick, run_process
@@ -297,10 +297,9 @@ def _request(run: _Run, repeat: int) -> EngineRequest:
 
 
 def _pretended_batch_seconds(assignment: BenchAssignment) -> float:
-    """The roofline's time for one batch on the generic CPU."""
-    prediction = predict_serving(
-        assignment.architecture, load_profile("cpu-generic"), assignment.recipe, assignment.workload
-    )
+    """The roofline's time for one batch on the hardware that this agent pretends to have, else on the generic CPU."""
+    profile = load_profile(pretended_hardware() or CPU_PROFILE_ID)
+    prediction = predict_serving(assignment.architecture, profile, assignment.recipe, assignment.workload)
     if isinstance(prediction.requests_per_second, NotMeasured):
         raise ValueError(f"the fake engine cannot serve this: {prediction.requests_per_second.reason}")
     return assignment.workload.batch_size / prediction.requests_per_second.value
@@ -487,4 +486,6 @@ def _provenance(run: _Run) -> Provenance:
     }
     device = provenance.device if ready is None else ready.device.name
     versions = {**provenance.versions, **fingerprint}
-    return provenance.model_copy(update={"device": device, "versions": versions})
+    pretended = pretended_hardware() if run.engine.name == "fake" else None
+    pretence = {} if pretended is None else {"hardware": pretended, "device": f"pretended {pretended}"}
+    return provenance.model_copy(update={"device": device, "versions": versions, **pretence})

@@ -18,7 +18,7 @@ from typing import Any
 
 from agent.archive import pack, unpack
 from agent.assignment import AssignmentAdapter
-from agent.device import describe_device, make_provenance, versions
+from agent.device import describe_device, make_provenance, pretended_hardware, versions
 from agent.engines.canary import measure_canary
 from agent.worker import Worker
 from coordinator.fleet.outbox import Message, Outbox
@@ -44,7 +44,7 @@ class AgentActor:
     def describe(self) -> dict[str, Any]:
         """Which hardware this is, the process that serves it, and the time of its wall clock."""
         return {
-            "hardware": describe_device().hardware,
+            "hardware": pretended_hardware() or describe_device().hardware,
             "pid": os.getpid(),
             "versions": dict(versions()),
             "unix": time.time(),

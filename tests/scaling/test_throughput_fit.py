@@ -301,3 +301,22 @@ def test_the_engines_own_kv_capacity_is_the_effective_batch_of_its_runs():
     told = [run.model_copy(update={"kv_cache_tokens": room}) for run in campaign(batches=(64,))]
     assert fitted(told).batch_range == (16, 16)
     assert fitted(campaign(batches=(64,))).batch_range == (64, 64)
+
+
+def test_runs_in_other_numbers_are_never_fitted_together() -> None:
+    workload = Workload(batch_size=16, input_tokens=32, output_tokens=32)
+    runs = [observe(one, 1.0, workload=workload) for one in SHAPES]
+    changes = ({"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"tensor_parallel_size": 2})
+    others = [runs[0].model_copy(update={"recipe": RECIPE.model_copy(update=change)}) for change in changes]
+    assert len(group_runs([*runs, *others])) == 1 + len(changes)
+    refused = fit_throughput([*runs, others[0]], PROFILE)
+    assert isinstance(refused, NoThroughputFit)
+    assert "weights in fp8" in refused.reason
+
+
+def test_a_fit_is_not_used_for_other_numbers() -> None:
+    workload = Workload(batch_size=16, input_tokens=32, output_tokens=32)
+    fit = fit_throughput([observe(one, 1.0 + k / 10, workload=workload) for k, one in enumerate(SHAPES)], PROFILE)
+    assert isinstance(fit, ThroughputFit)
+    with pytest.raises(ValueError, match="KV cache in fp8"):
+        predict_serving(NEW_SHAPE, PROFILE, RECIPE.model_copy(update={"kv_cache_dtype": "fp8"}), workload, fit=fit)

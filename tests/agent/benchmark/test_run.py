@@ -215,3 +215,33 @@ def test_transformers_measures_a_shape_whose_heads_do_not_divide_its_width(tmp_p
     assert observation.provenance.versions["config_sha256"] == SHAPE.content_hash()
     assert {"torch", "transformers", "python", "archfleet"} <= observation.provenance.versions.keys()
     assert json.loads((tmp_path / "config.json").read_text())["num_attention_heads"] == 12
+
+
+def test_the_fake_engine_serves_by_the_hardware_that_its_agent_pretends_to_have_and_says_so(
+    tmp_path, monkeypatch
+) -> None:
+    def served_on(hardware):
+        monkeypatch.setenv("ARCHFLEET_PRETENDED_HARDWARE", hardware)
+        recipe = ServingRecipe(engine="fake", dtype="bfloat16")
+        return last(run_benchmark(bench(recipe=recipe), agent="a", work_directory=tmp_path / hardware))
+
+    slow, fast = served_on("a100-80gb"), served_on("h200")
+    assert slow.output_tokens_per_second.value < fast.output_tokens_per_second.value
+    assert (fast.provenance.hardware, fast.provenance.device) == ("h200", "pretended h200")
+    assert "fake" in fast.flags
+
+
+def test_a_real_engine_pretends_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ARCHFLEET_PRETENDED_HARDWARE", "h200")
+    real = Engine(name="transformers", driver=copied_driver("fake", tmp_path))
+    measured = last(run_benchmark(bench(), agent="a", work_directory=tmp_path / "w", engine=real))
+    assert measured.provenance.hardware == "cpu-generic"
+
+
+def test_an_assignment_that_names_no_hardware_keeps_the_name_it_had_before_it_could() -> None:
+    plain = bench()
+    assert "hardware" not in json.loads(plain.model_dump_json())
+    assert BenchAssignment.model_validate_json(plain.model_dump_json()) == plain
+    named = [bench(hardware=hardware) for hardware in ("a100-80gb", "h200")]
+    assert len({plain.id, *(one.id for one in named)}) == 3
+    assert [BenchAssignment.model_validate_json(one.model_dump_json()) for one in named] == named

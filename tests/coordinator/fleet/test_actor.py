@@ -110,3 +110,10 @@ def test_a_file_on_its_machine_drains_an_agent(
     file.touch()
 
     assert actor.fetch(0) == ([], f"{DRAIN_VARIABLE} {file} exists")
+
+
+def test_an_agent_tells_the_hardware_that_it_pretends_to_have(
+    make_actor: Callable[[str], AgentActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHFLEET_PRETENDED_HARDWARE", "h200")
+    assert make_actor("one").describe()["hardware"] == "h200"
