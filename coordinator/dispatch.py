@@ -133,6 +133,8 @@ RETRIES: dict[FailureKind, int] = {
     "agent-lost": 5,
 }
 
+LEASE_SECONDS = 60.0
+"""Without a sign of life for so long, a lease ends."""
 CANARY_TOLERANCE = 0.05
 """Largest relative distance of a canary from its baseline, either way."""
 NUM_BASELINE_CANARIES = 3

@@ -10,18 +10,18 @@ While the disk is full a turn cannot be committed: it is kept and tried again, a
 """
 
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator import forecast, shapes
+from coordinator import failpoints, forecast, journal, shapes
 from coordinator.analysis import Analysis
 from coordinator.budget import Speed, speed_from_probes, token_scale
 from coordinator.database import DatabaseError
 from coordinator.dispatch import (
+    LEASE_SECONDS,
     NUM_BASELINE_CANARIES,
     Accept,
     Dispatch,
@@ -53,12 +53,11 @@ from coordinator.planner import StudyState
 from coordinator.planning import DecisionInputs, Planner, StudyPlanner, Tally, needs_of
 from coordinator.roster import Roster
 from coordinator.snapshot import RunningTrial, Snapshot, View
-from coordinator.store import AgentRow, Store
+from coordinator.store import Store
 from coordinator.study import StudySpec
 from coordinator.trials import Trials, failure_counts
-from scaling.observations import Failure, Observation, Provenance, TrainingObservation
+from scaling.observations import Observation, TrainingObservation
 
-LEASE_SECONDS = 60.0
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 1.5
 JOIN_SECONDS = 120.0
@@ -399,7 +398,7 @@ class Coordinator:
 
         def write() -> None:
             for instruction, unix in self._decided:
-                self._write(instruction, unix)
+                journal.write(self.store, instruction, unix, hardware_of=self._roster.hardware)
             for row in rows:
                 self.store.upsert_agent(row)
             self.store.set_meta("loop_unix", repr(self.wall()))
@@ -407,6 +406,7 @@ class Coordinator:
 
         if not self._committed(write):
             return False
+        failpoints.hit("loop.before_reply")
         self._written_monotonic = self.monotonic()
         self._roster.changed.clear()
         decided, self._decided = self._decided, []
@@ -432,34 +432,6 @@ class Coordinator:
             self.view.note("the store can be written again")
         return True
 
-    def _write(self, instruction: Instruction, unix: float) -> None:
-        """An instruction's trace in the store. Called within a transaction, again if that fails: no other effect."""
-        store = self.store
-        match instruction:
-            case Start(agent, trial_id, epoch):
-                expires = unix + LEASE_SECONDS
-                hardware = self._roster.hardware(agent)
-                store.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix, expires_unix=expires)
-            case Renew(trial_id, progress):
-                store.record_progress(trial_id, progress, expires_unix=unix + LEASE_SECONDS)
-            case Accept(trial_id, epoch, observation):
-                store.record_result(trial_id, epoch, observation, now_unix=unix)
-            case Fail(trial_id, epoch, _, _, final):
-                store.record_failure(trial_id, epoch, self._failure(instruction, unix), final=final, now_unix=unix)
-            case Reject(trial_id, epoch, agent, reason):
-                store.reject(trial_id, epoch=epoch, agent=agent, reason=reason, now_unix=unix)
-            case Judge(agent, hardware, kind, rate, baseline):
-                deviation = None if baseline is None else rate / baseline - 1
-                store.add_canary(
-                    agent=agent, hardware=hardware, kind=kind, rate=rate, deviation=deviation, now_unix=unix
-                )
-            case Restart():
-                store.count("leases_expired")
-            case Quarantine():
-                store.count("quarantines")
-            case Probe() | Release():
-                pass
-
     def _act(self, instruction: Instruction, unix: float) -> None:
         """What follows from an instruction that is in the store: on the fleet, in memory, and before people's eyes."""
         match instruction:
@@ -478,7 +450,8 @@ class Coordinator:
                 else:
                     self.view.note(f"{self._describe(trial_id)}: measured")
             case Fail(trial_id, _, kind, message, final):
-                self._ends(trial_id, "failed" if final else "queued", self._failure(instruction, unix), unix)
+                failure = journal.failure_of(instruction, unix, hardware=self._roster.hardware(instruction.agent))
+                self._ends(trial_id, "failed" if final else "queued", failure, unix)
                 again = "given up" if final else "will be tried again"
                 self.view.note(f"{self._describe(trial_id)}: {kind}, {again}: {message}")
             case Quarantine(agent, reason):
@@ -499,29 +472,12 @@ class Coordinator:
         if self._observations is not None:
             self._observations.append(observation)
 
-    def _failure(self, fail: Fail, unix: float) -> Failure:
-        """The agent's report, or the coordinator's own record of an attempt whose agent could not report."""
-        return fail.failure or Failure(
-            assignment_id=fail.trial_id,
-            failure_kind=fail.kind,
-            message=fail.message,
-            provenance=Provenance(
-                agent=fail.agent,
-                hostname=socket.gethostname(),
-                device="unknown",
-                hardware=self._roster.hardware(fail.agent),
-                started_at_unix=unix,
-                seconds=0,
-                versions={},
-            ),
-        )
-
     def _note_agent(self, event: FleetEvent) -> None:
         now = self.wall()
         match event:
             case AgentJoined():
                 self._anyone_joined = True
-                self._roster.joined(agent_row(event, now_unix=now))
+                self._roster.joined(journal.agent_row(event, now_unix=now))
             case AgentLost(agent, reason):
                 self.view.note(f"{agent} was lost ({reason})")
             case AgentDraining(agent, reason):
@@ -624,21 +580,6 @@ class Coordinator:
     def _elapsed_seconds(self) -> float:
         """Wall seconds of this study, earlier starts included."""
         return self._earlier_wall_seconds + self.monotonic() - self.started_monotonic
-
-
-def agent_row(event: AgentJoined, *, now_unix: float) -> AgentRow:
-    """The store's row of an agent that just joined."""
-    return AgentRow(
-        agent=event.agent,
-        hardware=event.hardware,
-        state="idle",
-        pid=event.pid,
-        heartbeat_unix=now_unix,
-        joined_unix=now_unix,
-        node=event.node,
-        clock_offset_seconds=event.clock_offset_seconds,
-        versions=event.versions,
-    )
 
 
 def work_directory(run_directory: Path) -> Path:

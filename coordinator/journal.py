@@ -1,0 +1,89 @@
+"""Journal: what an instruction and a new agent leave in the store. Nothing else happens, so it can be repeated."""
+
+import socket
+from collections.abc import Callable
+
+from coordinator.dispatch import (
+    LEASE_SECONDS,
+    Accept,
+    Fail,
+    Instruction,
+    Judge,
+    Probe,
+    Quarantine,
+    Reject,
+    Release,
+    Renew,
+    Restart,
+    Start,
+)
+from coordinator.fleet.base import AgentJoined
+from coordinator.store import AgentRow, Store
+from scaling.observations import Failure, Provenance
+
+
+def write(store: Store, instruction: Instruction, unix: float, *, hardware_of: Callable[[str], str]) -> None:
+    """An instruction's trace in the store.
+
+    Args:
+        store: within a transaction; when that fails the same is written again.
+        instruction: as dispatch gave it.
+        unix: when it was decided.
+        hardware_of: the kind of an agent's device.
+    """
+    match instruction:
+        case Start(agent, trial_id, epoch):
+            expires = unix + LEASE_SECONDS
+            hardware = hardware_of(agent)
+            store.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix, expires_unix=expires)
+        case Renew(trial_id, progress):
+            store.record_progress(trial_id, progress, expires_unix=unix + LEASE_SECONDS)
+        case Accept(trial_id, epoch, observation):
+            store.record_result(trial_id, epoch, observation, now_unix=unix)
+        case Fail(trial_id, epoch, _, _, final):
+            failure = failure_of(instruction, unix, hardware=hardware_of(instruction.agent))
+            store.record_failure(trial_id, epoch, failure, final=final, now_unix=unix)
+        case Reject(trial_id, epoch, agent, reason):
+            store.reject(trial_id, epoch=epoch, agent=agent, reason=reason, now_unix=unix)
+        case Judge(agent, hardware, kind, rate, baseline):
+            deviation = None if baseline is None else rate / baseline - 1
+            store.add_canary(agent=agent, hardware=hardware, kind=kind, rate=rate, deviation=deviation, now_unix=unix)
+        case Restart():
+            store.count("leases_expired")
+        case Quarantine():
+            store.count("quarantines")
+        case Probe() | Release():
+            pass
+
+
+def failure_of(fail: Fail, unix: float, *, hardware: str) -> Failure:
+    """The agent's report, or the coordinator's own record of an attempt whose agent could not report."""
+    return fail.failure or Failure(
+        assignment_id=fail.trial_id,
+        failure_kind=fail.kind,
+        message=fail.message,
+        provenance=Provenance(
+            agent=fail.agent,
+            hostname=socket.gethostname(),
+            device="unknown",
+            hardware=hardware,
+            started_at_unix=unix,
+            seconds=0,
+            versions={},
+        ),
+    )
+
+
+def agent_row(event: AgentJoined, *, now_unix: float) -> AgentRow:
+    """The store's row of an agent that just joined."""
+    return AgentRow(
+        agent=event.agent,
+        hardware=event.hardware,
+        state="idle",
+        pid=event.pid,
+        heartbeat_unix=now_unix,
+        joined_unix=now_unix,
+        node=event.node,
+        clock_offset_seconds=event.clock_offset_seconds,
+        versions=event.versions,
+    )
