@@ -8,6 +8,7 @@ DatabaseError            what SQLite could not do; `reason` is one of full, busy
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,8 @@ class Database:
         """
         database = cls(_connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE, vfs))
         try:
+            if vfs is not None:
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")  # a VFS written in Python shares no memory
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
@@ -95,8 +98,9 @@ class Database:
         return cls(apsw.Connection(":memory:"))
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connection. What could not be checkpointed now stays in the write-ahead log, as after a crash."""
+        with suppress(apsw.Error):
+            self._connection.close()
 
     def execute(self, statement: str, bindings: Sequence[Value] = ()) -> None:
         """Carry out a statement whose rows nobody wants; without bindings it may be several, ended by semicolons."""
@@ -104,6 +108,8 @@ class Database:
             self._connection.execute(statement, bindings or None).fetchall()
         except apsw.Error as error:
             raise _translated(error) from error
+        except UnicodeDecodeError as error:
+            raise DatabaseError(f"a text is not UTF-8: {error.reason}", "corrupt") from error
 
     def rows(self, query: str, bindings: Sequence[Value] = ()) -> list[Row]:
         """All rows of a query."""
@@ -111,6 +117,8 @@ class Database:
             return self._connection.execute(query, bindings or None).fetchall()
         except apsw.Error as error:
             raise _translated(error) from error
+        except UnicodeDecodeError as error:
+            raise DatabaseError(f"a text is not UTF-8: {error.reason}", "corrupt") from error
 
     def row(self, query: str, bindings: Sequence[Value] = ()) -> Row | None:
         """The first row of a query that has one or none."""

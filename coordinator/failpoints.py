@@ -12,7 +12,6 @@ VARIABLE = "ARCHFLEET_FAILPOINT"
 NAMES = (
     "store.before_commit",
     "store.after_commit",
-    "store.mid_checkpoint",
     "store.mid_migration",
     "backup.mid_copy",
     "loop.before_reply",
@@ -27,11 +26,6 @@ def hit(name: str) -> None:
         armed[name] -= 1
         if armed[name] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def is_armed(name: str) -> bool:
-    """Whether somebody set this failpoint."""
-    return name in _armed()
 
 
 @cache

@@ -51,6 +51,8 @@ def _from_1_to_2(database: Database) -> None:
     _migrate_trials(database, tallies)
     _migrate_observations(database, tallies)
     _migrate_plans(database)
+    for outcome, seconds in database.rows("SELECT outcome, seconds FROM old_fits"):
+        _count(tallies, "fits", "", "", "", outcome, seconds=seconds)
     for (reason,) in database.rows("SELECT reason FROM old_rejections"):
         _count(tallies, "rejections", "", "", "", str(reason))
     for key, (num, seconds) in tallies.items():
@@ -98,6 +100,8 @@ def _migrate_observations(database: Database, tallies: dict[tuple[str, ...], lis
         failure_kind = record.get("failure_kind")
         _insert_attempt(database, trial_id, epoch, made_by["agent"], where, began, unix, outcome, failure_kind, spent)
         _count(tallies, "attempts", "", phase, where, failure_kind or outcome, seconds=spent)
+        if outcome == "failed":
+            _count(tallies, "final_failures", "", phase, where, str(failure_kind))
 
 
 def _migrate_plans(database: Database) -> None:

@@ -59,6 +59,7 @@ def read_record(run_directory: Path) -> RunRecord:
         StoreError: there is none, or a newer archfleet made it.
     """
     with StoreReader.open(run_directory) as store:
+        store.check()
         fit, recommendation = store.last_fit(), store.recommendation()
         return RunRecord(
             run_directory=run_directory,

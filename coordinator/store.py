@@ -40,6 +40,7 @@ from coordinator.store_rows import (
     DecisionRow,
     FitRow,
     Histogram,
+    Tallied,
     TrialFields,
     TrialRow,
     Work,
@@ -226,7 +227,7 @@ class StoreReader:
 
     def fit_history(self) -> list[tuple[str, float, float]]:
         """(outcome, seconds, unix) of every fit."""
-        return self._database.rows("SELECT outcome, seconds, unix FROM fits ORDER BY seq")
+        return [(row[2], row[3], row[5]) for row in self._rows("fits", "ORDER BY seq")]
 
     def recommendation(self) -> dict[str, Any] | None:
         """The newest recommendation."""
@@ -267,6 +268,45 @@ class StoreReader:
         """How many reports were refused, by reason."""
         return {row[4]: row[5] for row in self._tallies("rejections")}
 
+    def fit_counts(self) -> dict[str, int]:
+        """How many fits there were, by outcome."""
+        return {row[4]: row[5] for row in self._tallies("fits")}
+
+    def fit_durations(self) -> list[Histogram]:
+        """How long fits took; without phase and hardware."""
+        return self._histograms("fit_durations")
+
+    def tallied(self, kind: str) -> list[Tallied]:
+        """What was tallied under this kind; see `Store.tally`. `final_failures` are the trials that were given up."""
+        return [Tallied(*row[2:]) for row in self._tallies(kind)]
+
+    def running_seconds(self, *, now_unix: float) -> list[tuple[str, str, float]]:
+        """(phase, hardware, seconds) of every lease that is held; a lease counts until it ends without renewal."""
+        held = self._database.rows(
+            "SELECT phase, hardware, leased_unix, max(coalesce(lease_expires_unix, 0), coalesce(expires_unix, 0)) "
+            "FROM trials LEFT JOIN progress USING (trial_id) "
+            "WHERE state IN ('queued', 'running') AND state = 'running'"
+        )
+        return [
+            (phase, hardware or "", max(0.0, min(now_unix, expires) - leased))
+            for phase, hardware, leased, expires in held
+            if leased is not None
+        ]
+
+    def newest_attempts(self, num: int) -> list[AttemptRow]:
+        """The last leases, in the order of leasing."""
+        tail = "WHERE seq > (SELECT max(seq) FROM attempts) - ? ORDER BY seq"
+        return [AttemptRow(*row) for row in self._rows("attempts", tail, (num,))]
+
+    def newest_canaries(self, num: int) -> list[CanaryRow]:
+        """The last canaries, in order."""
+        tail = "WHERE seq > (SELECT max(seq) FROM canaries) - ? ORDER BY seq"
+        return [CanaryRow(*row) for row in self._rows("canaries", tail, (num,))]
+
+    def num_plans(self) -> dict[str, int]:
+        """How many plans there are of each stage."""
+        return dict(self._database.rows("SELECT stage, count(*) FROM decisions WHERE kind = 'plan' GROUP BY stage"))
+
     def durations(self) -> list[Histogram]:
         """Lease to end of the trials that succeeded."""
         return self._histograms("durations")
@@ -295,6 +335,19 @@ class StoreReader:
     def free_bytes(self) -> int:
         """Room on the disk of this run."""
         return shutil.disk_usage(self.run_directory).free
+
+    def check(self) -> None:
+        """Look at the file's structure, about a second a gigabyte: a damaged page could hide rows without a trace.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        try:
+            verdict = self._database.row("PRAGMA quick_check(1)")
+        except DatabaseError as error:
+            verdict = (str(error),)
+        if verdict != ("ok",):
+            raise StoreError(_damaged(self.run_directory, str(verdict and verdict[0])))
 
     def verify(self) -> None:
         """Read everything.
@@ -369,7 +422,8 @@ class Store(StoreReader):
         path = run_directory / FILE_NAME
         if not path.is_file():
             StoreReader.open(run_directory)
-        _open_known(path, run_directory, migrate_copy=False, vfs=vfs).close()
+        if vfs is None:
+            _open_known(path, run_directory, migrate_copy=False).close()
         return cls._open(run_directory, study=None, now_unix=0, vfs=vfs)
 
     @classmethod
@@ -382,7 +436,7 @@ class Store(StoreReader):
             if study is not None:
                 store._initialise(study, now_unix)
             else:
-                store._require_sound()
+                store.check()
                 migrate(database)
                 store.probe_commit()
             return store
@@ -405,18 +459,12 @@ class Store(StoreReader):
             ):
                 self.set_meta(key, value)
 
-    def _require_sound(self) -> None:
-        try:
-            verdict = self._database.row("PRAGMA quick_check(1)")
-        except DatabaseError as error:
-            verdict = (str(error),)
-        if verdict != ("ok",):
-            raise StoreError(_damaged(self.run_directory, str(verdict and verdict[0])))
-
     def close(self) -> None:
         """Close the connection and give the lock back."""
-        super().close()
-        os.close(self._lock)
+        try:
+            super().close()
+        finally:
+            os.close(self._lock)
 
     def __enter__(self) -> "Store":
         return self
@@ -457,6 +505,13 @@ class Store(StoreReader):
         change = self._pending.setdefault((kind, *key), [0, 0.0])
         change[0] += num
         change[1] += seconds
+
+    def tally(
+        self, kind: str, name: str = "", *, phase: str = "", hardware: str = "", num: int = 1, seconds: float = 0.0
+    ) -> None:
+        """Count something that is asked for as a whole: it costs one row, however often it happens."""
+        with self.transaction():
+            self._tally(kind, "", phase, hardware, name, num=num, seconds=seconds)
 
     def _write_tallies(self) -> None:
         for key, (num, seconds) in self._pending.items():
@@ -588,6 +643,8 @@ class Store(StoreReader):
             if state == "succeeded":
                 self._observe("durations", old.phase, old.hardware or "", now_unix - old.leased_unix)
                 self._database.execute("DELETE FROM progress WHERE trial_id = ?", (trial_id,))
+            elif state == "failed":
+                self._tally("final_failures", "", old.phase, old.hardware or "", str(failure_kind), num=1, seconds=0)
             self._move(
                 old,
                 state=state,
@@ -662,6 +719,8 @@ class Store(StoreReader):
         text = json.dumps(record, allow_nan=False)
         with self.transaction():
             self._append("fits", num_points, outcome, seconds, text, now_unix)
+            self._tally("fits", "", "", "", outcome, num=1, seconds=seconds)
+            self._observe("fit_durations", "", "", seconds)
 
     def add_recommendation(self, record: dict[str, Any], *, now_unix: float) -> None:
         """Append a recommendation."""
@@ -719,10 +778,10 @@ def note_backup(run_directory: Path, *, now_unix: float) -> None:
         raise StoreError(_cannot_write(run_directory, error)) from None
 
 
-def _open_known(path: Path, run_directory: Path, *, migrate_copy: bool = True, vfs: str | None = None) -> Database:
+def _open_known(path: Path, run_directory: Path, *, migrate_copy: bool = True) -> Database:
     """Open a store of this version or of an older one; the older is read from a migrated copy in memory."""
     try:
-        database = Database.open_for_reading(path, vfs=vfs)
+        database = Database.open_for_reading(path)
         try:
             version = _known_version(database, run_directory)
             if version == SCHEMA_VERSION or not migrate_copy:

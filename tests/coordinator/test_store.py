@@ -390,11 +390,12 @@ with Store.resume(Path(sys.argv[1])) as store:
         store.record_result(row.trial_id, row.epoch + 1, result, now_unix=1)
         print(row.trial_id, flush=True)
 """
-NUM_KILLS = 10
+NUM_KILLS = 60
 
 
+@pytest.mark.slow
 def test_acknowledged_results_survive_kill_9(driver, world, tmp_path: Path) -> None:
-    template = planned_with_seeds(driver, num=500)
+    template = planned_with_seeds(driver, num=5_000)
     (tmp_path / "result.json").write_text(world.observe(template.assignment).model_dump_json())
     directory = tmp_path / "killed"
     shutil.copytree(driver.store.run_directory, directory, ignore=shutil.ignore_patterns("*-shm", LOCK_NAME))
