@@ -179,7 +179,9 @@ def test_a_late_sign_of_life_of_an_old_epoch_renews_nothing(dispatch: Dispatch) 
 def test_a_failed_agent_is_idle_again(dispatch: Dispatch) -> None:
     running(dispatch)
     report = failure("t", "validation")
-    assert dispatch.reported("a", "t", 1, report, now=1) == [Fail("t", 1, "validation", "it broke", True, report, 1, "a")]
+    assert dispatch.reported("a", "t", 1, report, now=1) == [
+        Fail("t", 1, "validation", "it broke", True, report, 1, "a")
+    ]
     assert list(dispatch.idle) == ["a"]
 
 
