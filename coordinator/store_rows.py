@@ -187,6 +187,17 @@ class AttemptCount(NamedTuple):
     spent_seconds: float
 
 
+class Tallied(NamedTuple):
+    """How often something was tallied, and the sum of what it took. Never falls."""
+
+    phase: str
+    hardware: str
+    name: str
+    num: int
+    seconds: float
+    """The sum; in another unit where the kind of the tally says so."""
+
+
 class Histogram(NamedTuple):
     """Durations in buckets. `buckets` holds (upper bound in seconds, how many up to it and above the one before)."""
 
