@@ -28,6 +28,7 @@ from coordinator.fleet.simulated import (
     CoordinatorCrash,
     Faults,
     SimulatedFleet,
+    Started,
     VirtualClock,
 )
 from coordinator.fleet.simulated_world import SPEEDS, SimulatedWorld
@@ -264,7 +265,7 @@ class _Simulation:
         trials = store.trials()
         facts = _facts(store)
         verdict = check_history(facts, granted_seconds=self._granted_seconds, acknowledged=self._acknowledged)
-        violations = [*verdict.violations, *_contradictions(facts, self._fleet)]
+        violations = [*verdict.violations, *contradictions(facts, self._fleet.started)]
         if not finished and self._stopped_because is None:
             violations.append(f"the study did not end within {self._clock.seconds / 3600:,.0f} simulated hours")
         failures = Counter(o.failure_kind for o in store.observations() if isinstance(o, Failure))
@@ -327,14 +328,14 @@ def _facts(store: Store) -> list[Fact]:
     ]
 
 
-def _contradictions(facts: Sequence[Fact], fleet: SimulatedFleet) -> list[str]:
+def contradictions(facts: Sequence[Fact], started: Sequence[Started]) -> list[str]:
     """Where the fleet remembers something else than the store: nothing is started twice, or without being written."""
     leased = {(fact.trial_id, fact.epoch, fact.agent) for fact in facts if isinstance(fact, Leased)}
-    started = Counter((one.trial_id, one.epoch, one.agent) for one in fleet.started)
-    twice = [f"{trial}: epoch {epoch} was started {n} times" for (trial, epoch, _), n in started.items() if n > 1]
+    times = Counter((one.trial_id, one.epoch, one.agent) for one in started)
+    twice = [f"{trial}: epoch {epoch} was started {n} times" for (trial, epoch, _), n in times.items() if n > 1]
     unwritten = [
         f"{trial}: {agent} started epoch {epoch}, of which the store knows nothing"
-        for trial, epoch, agent in started
+        for trial, epoch, agent in times
         if (trial, epoch, agent) not in leased
     ]
     return [*twice, *unwritten]

@@ -279,6 +279,7 @@ class SimulatedFleet:
         self._advance(self.clock.seconds + max(timeout_seconds, self._pace_seconds))
         events = list(self._inbox)
         self._inbox.clear()
+        self._crash_if_due("commit")  # what was taken is gone, and nothing of it was written
         self.num_events += len(events)
         return events
 
@@ -547,7 +548,7 @@ class SimulatedFleet:
         victim.node.engine_broken_until = self.clock.seconds + self._random.uniform(1, 4) * 3600
 
     def _crash_coordinator(self, _victim: _Agent) -> None:
-        self._crash_at = self._random.choice(("poll", "assign"))
+        self._crash_at = self._random.choice(("poll", "commit", "assign"))
 
     def _crash_if_due(self, where: str) -> None:
         if self._crash_at == where:

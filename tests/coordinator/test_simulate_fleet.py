@@ -8,10 +8,12 @@ from click.testing import CliRunner
 
 from coordinator.cli import main
 from coordinator.errors import UserError
-from coordinator.fleet.simulated import STRIKES, Faults
+from coordinator.fleet.simulated import STRIKES, Faults, Started
+from coordinator.history import Leased
 from coordinator.simulate_fleet import (
     FleetSimulation,
     chosen_faults,
+    contradictions,
     fleet_mix,
     fleet_table,
     simulate_fleet,
@@ -77,6 +79,16 @@ def test_the_study_asks_for_about_as_many_trials_as_wanted(num_trials: int):
     study = simulated_study(num_trials)
     asked = 54 + study.fit.num_rounds * study.fit.num_runs_per_round
     assert asked == pytest.approx(num_trials, rel=0.01)
+
+
+def test_a_fleet_that_remembers_what_the_store_does_not_is_a_broken_promise():
+    facts = [Leased("t", 1, "a"), Leased("u", 1, "b")]
+    started = [Started("t", 1, "a"), Started("u", 1, "b")]
+    assert contradictions(facts, started) == []
+    assert contradictions(facts, started[:1]) == []  # it crashed between commit and start
+    assert contradictions(facts, [*started, started[0]]) == ["t: epoch 1 was started 2 times"]
+    (unwritten,) = contradictions(facts, [Started("t", 2, "a")])
+    assert "the store knows nothing" in unwritten
 
 
 def test_a_fleet_is_mixed_in_proportion():
