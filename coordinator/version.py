@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 
 
 def version() -> str:
@@ -10,3 +11,19 @@ def version() -> str:
         return distribution_version("archfleet")
     except PackageNotFoundError:
         return "uninstalled"
+
+
+def git_commit() -> str | None:
+    """The commit that is checked out, where archfleet runs from a git checkout."""
+    git = Path(__file__).parents[1] / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).is_file():
+            return (git / name).read_text(encoding="utf-8").strip()
+        packed = (line.split() for line in (git / "packed-refs").read_text(encoding="utf-8").splitlines())
+        return next((words[0] for words in packed if words[1:] == [name]), None)
+    except OSError:
+        return None

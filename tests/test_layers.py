@@ -18,7 +18,7 @@ HOMES = {
     "sglang": ("agent/engines/",),
     "matplotlib": ("coordinator/report/",),
     "jinja2": ("coordinator/report/",),
-    "prometheus_client": ("coordinator/metrics.py",),
+    "prometheus_client": ("coordinator/metrics.py", "coordinator/metric_families.py"),
     "pickle": (),
 }
 

@@ -1,23 +1,42 @@
 """Metrics over a real port, parsed as Prometheus does, and checked against the store."""
 
+import json
+import shutil
 import socket
+import subprocess
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.errors import UserError
-from coordinator.metrics import FAILURE_REASONS, PHASES, serve_metrics
+from coordinator.metric_catalogue import (
+    CATALOGUE,
+    FAILURE_REASONS,
+    MAX_AGENTS,
+    OUTCOMES,
+    PHASES,
+    VERSION_LABELS,
+    strategy_of,
+)
+from coordinator.metrics import StudyCollector, serve_metrics
 from coordinator.store import FILE_NAME, AgentRow, Store, StoreReader
+from coordinator.study import read_study
+from coordinator.version import git_commit, version
+from coordinator.vitals import Vitals, tally_result
 
 ALLOWED_LABELS = {
     *("phase", "outcome", "reason", "state", "hardware", "engine", "agent", "study", "route", "method", "code"),
     *("loop", "file", "kind", "strategy"),
     "le",  # of every histogram
 }
-INFO_LABELS = {"version"}
+INFO_LABELS = {"version", "git_commit", *VERSION_LABELS}
 MAX_SERIES = 5_000
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def scrape(run: Path) -> dict[str, object]:
@@ -28,10 +47,16 @@ def scrape(run: Path) -> dict[str, object]:
     return {family.name: family for family in families}
 
 
-def fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+def fetch(port: int, path: str = "/metrics", *, accept: str = "text/plain") -> str:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as response:
         assert response.status == 200
         return response.read().decode()
+
+
+def collect(run: Path, *, now_unix: float = 2e9, vitals: Vitals | None = None):
+    """What a scrape collects, without a port, at a given time."""
+    return {family.name: family for family in StudyCollector(run, vitals=vitals, wall=lambda: now_unix).collect()}
 
 
 def samples(families, name: str, **labels: str) -> list[float]:
@@ -56,9 +81,22 @@ def reader(finished_run: Path):
 
 
 def test_every_family_has_the_prefix_a_help_text_and_samples(finished) -> None:
-    assert all(name.startswith("archfleet_") for name in finished)
+    assert all(name.startswith(("archfleet_", "process_")) for name in finished)
     assert all(family.documentation for family in finished.values())
-    assert all(family.samples for family in finished.values())
+
+
+def test_every_family_of_the_catalogue_is_there_once_something_happened(busy_fleet: Store) -> None:
+    families = collect(busy_fleet.run_directory, vitals=Vitals())
+    limited_only = {"archfleet_study_budget_accelerator_seconds"}
+    assert set(families) == {f"archfleet_{name}" for name in CATALOGUE} - limited_only
+    assert not [name for name, family in families.items() if not family.samples]
+
+
+def test_types_are_those_of_the_catalogue(busy_fleet: Store) -> None:
+    families = collect(busy_fleet.run_directory)
+    assert {name: family.type for name, family in families.items()} == {
+        name: CATALOGUE[name.removeprefix("archfleet_")].kind for name in families
+    }
 
 
 def test_no_series_appears_twice(finished) -> None:
@@ -115,15 +153,13 @@ def test_fit_and_recommendation_are_the_newest_stored(finished, reader) -> None:
 
 
 def test_build_and_readability_are_told(finished) -> None:
-    from coordinator.version import version
-
-    assert samples(finished, "archfleet_build_info", version=version()) == [1]
+    assert samples(finished, "archfleet_build_info", version=version(), git_commit=git_commit() or "") == [1]
     assert samples(finished, "archfleet_store_readable") == [1]
 
 
 def test_an_empty_run_has_all_counters_at_zero(store: Store) -> None:
     families = scrape(store.run_directory)
-    assert samples(families, "archfleet_trials_finished_total") == [0] * 4
+    assert samples(families, "archfleet_trials_finished_total") == [0] * len(PHASES) * len(OUTCOMES)
     assert len(samples(families, "archfleet_trial_failures_total")) == len(PHASES) * len(FAILURE_REASONS)
     assert sum(samples(families, "archfleet_trial_failures_total")) == 0
 
@@ -132,11 +168,12 @@ def test_failures_rejections_and_expired_leases_are_counted(driver) -> None:
     driver.plan()
     driver.fail_trial(driver.queued()[0], "out-of-memory")
     driver.store.reject("train-1", epoch=1, agent="a", reason="fenced", now_unix=0)
-    driver.store.count("leases_expired")
+    driver.store.tally("leases_expired", phase="train", hardware="cpu-generic")
     families = scrape(driver.store.run_directory)
     assert samples(families, "archfleet_trial_failures_total", phase="train", reason="oom") == [1]
     assert samples(families, "archfleet_reports_rejected_total", reason="fenced") == [1]
-    assert samples(families, "archfleet_leases_expired_total") == [1]
+    assert samples(families, "archfleet_leases_expired_total", phase="train", hardware="cpu-generic") == [1]
+    assert samples(families, "archfleet_trials_finished_total", phase="train", outcome="failed") == [1]
 
 
 def test_queue_and_running_are_gauges_of_now(driver) -> None:
@@ -148,17 +185,60 @@ def test_queue_and_running_are_gauges_of_now(driver) -> None:
     assert samples(families, "archfleet_trials_running", phase="train") == [1]
 
 
-def test_a_large_fleet_stays_below_the_limit_of_series(driver) -> None:
-    for number in range(64):
-        hardware = ("a100-40gb", "a100-80gb", "h200")[number % 3]
-        row = AgentRow(
-            agent=f"agent-{number}", hardware=hardware, state="busy", pid=number, heartbeat_unix=1, joined_unix=1
-        )
-        driver.store.upsert_agent(row)
+def test_a_large_fleet_stays_below_the_limit_of_series(busy_fleet: Store) -> None:
+    families = collect(busy_fleet.run_directory, vitals=Vitals())
+    assert samples(families, "archfleet_agents", hardware="h200", state="busy") == [10]
+    assert len(samples(families, "archfleet_agent_last_heartbeat_timestamp_seconds")) == 32
+    num = sum(len(family.samples) for family in families.values())
+    assert 500 < num < MAX_SERIES
+
+
+def test_no_label_has_another_key_or_value_than_the_catalogue_lists(busy_fleet: Store) -> None:
+    for name, family in collect(busy_fleet.run_directory, vitals=Vitals()).items():
+        labels = CATALOGUE[name.removeprefix("archfleet_")].labels
+        assert set(labels) <= ALLOWED_LABELS | (INFO_LABELS if family.type == "info" else set()), name
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} <= set(labels), name
+            odd = [(key, sample.labels[key]) for key, values in labels.items() if values]
+            assert not [pair for pair in odd if pair[1] not in labels[pair[0]]], name
+
+
+def test_every_reason_has_an_unknown_bucket_or_lists_all_there_are() -> None:
+    with_reason = {name: family.labels["reason"] for name, family in CATALOGUE.items() if "reason" in family.labels}
+    assert len(with_reason) == 4
+    assert all("unknown" in values for values in with_reason.values())
+
+
+def test_what_no_list_holds_counts_as_unknown(driver) -> None:
     driver.plan()
-    families = scrape(driver.store.run_directory)
-    assert samples(families, "archfleet_agents", hardware="h200", state="busy") == [21]
-    assert sum(len(family.samples) for family in families.values()) < MAX_SERIES
+    driver.store.upsert_agent(agent_row("agent-9", hardware="abacus"))
+    driver.store.reject("train-1", epoch=1, agent="a", reason="too early", now_unix=0)
+    driver.store.tally("store_errors", "moonshine")
+    families = collect(driver.store.run_directory)
+    assert samples(families, "archfleet_accelerators", hardware="unknown") == [1]
+    assert samples(families, "archfleet_reports_rejected_total", reason="unknown") == [1]
+    assert samples(families, "archfleet_store_errors_total", reason="unknown") == [1]
+
+
+def test_no_more_agents_are_shown_one_by_one_than_there_may_be(driver) -> None:
+    with driver.store.transaction():
+        for number in range(MAX_AGENTS + 10):
+            driver.store.upsert_agent(agent_row(f"agent-{number:04d}", heard=driver.now + number))
+    families = collect(driver.store.run_directory)
+    shown = families["archfleet_agent_last_heartbeat_timestamp_seconds"].samples
+    assert len(shown) == MAX_AGENTS
+    assert shown[-1].labels["agent"] == f"agent-{MAX_AGENTS + 9:04d}"
+    assert sum(samples(families, "archfleet_accelerators")) == MAX_AGENTS + 11  # and the driver's own
+
+
+def test_an_agent_that_was_lost_long_ago_is_no_series_any_more(driver) -> None:
+    driver.store.upsert_agent(agent_row("gone", state="lost", heard=driver.now))
+    driver.store.upsert_agent(agent_row("going", state="lost", heard=driver.now + 3000))
+    driver.store.set_meta("loop_unix", repr(driver.now + 3700))
+    families = collect(driver.store.run_directory)
+    assert not samples(families, "archfleet_agent_last_heartbeat_timestamp_seconds", agent="gone")
+    assert samples(families, "archfleet_agent_last_heartbeat_timestamp_seconds", agent="going") == [driver.now + 3000]
+    assert samples(families, "archfleet_agents", state="lost") == [2]
 
 
 def test_metrics_follow_the_store_while_it_is_written(driver) -> None:
@@ -167,7 +247,7 @@ def test_metrics_follow_the_store_while_it_is_written(driver) -> None:
         before = fetch(port)
         driver.run_trial(driver.queued()[0])
         after = fetch(port)
-    line = 'archfleet_trials_finished_total{outcome="succeeded",phase="train"}'
+    line = 'archfleet_trials_finished_total{hardware="cpu-generic",outcome="succeeded",phase="train"}'
     assert f"{line} 0.0" in before
     assert f"{line} 1.0" in after
 
@@ -207,3 +287,223 @@ def test_the_port_is_free_again_afterwards(finished_run: Path) -> None:
 def test_metrics_are_served_on_loopback_only(finished_run: Path) -> None:
     with serve_metrics(finished_run, port=0) as port, socket.socket() as other:
         other.bind(("127.0.0.2", port))  # free: the exporter did not take all addresses
+
+
+def test_counters_never_fall_and_survive_a_restart(driver) -> None:
+    run, before = driver.store.run_directory, {}
+    driver.plan()
+    for step in range(12):
+        trial_id = driver.queued()[0]
+        match step % 4:
+            case 0:
+                driver.run_trial(trial_id)
+            case 1:
+                driver.fail_trial(trial_id, "preempted", final=False)
+            case 2:
+                driver.fail_trial(trial_id, "timeout")
+            case 3:
+                driver.lease(trial_id)
+                driver.now += 5
+                counters = counters_of(collect(run, now_unix=driver.now))
+                assert_none_fell(before, counters)
+                driver.store.close()
+                driver.store = Store.resume(run)
+                driver.store.requeue_running(now_unix=driver.now + 1000)
+        counters = counters_of(collect(run, now_unix=driver.now))
+        assert_none_fell(before, counters)
+        before = counters
+    assert before["archfleet_trials_finished_total", ("outcome", "timeout")] == 3
+
+
+def counters_of(families) -> dict[tuple[str, object], float]:
+    """Values of all counters and buckets, by name and labels; outcomes once more, by name and outcome."""
+    told = {}
+    for family in families.values():
+        if family.type in ("counter", "histogram"):
+            for sample in family.samples:
+                told[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                if "outcome" in sample.labels:
+                    key = sample.name, ("outcome", sample.labels["outcome"])
+                    told[key] = told.get(key, 0) + sample.value
+    return told
+
+
+def assert_none_fell(before, after) -> None:
+    fell = {key: (value, after.get(key)) for key, value in before.items() if after.get(key, -1) < value}
+    assert not fell
+
+
+def test_a_running_lease_is_spent_until_now_or_until_it_ended(driver) -> None:
+    driver.plan()
+    driver.lease(driver.queued()[0])
+    for seconds, spent in ((0, 0), (30, 30), (60, 60), (9_000, 60)):
+        families = collect(driver.store.run_directory, now_unix=driver.now + seconds)
+        assert samples(families, "archfleet_accelerator_busy_seconds_total", phase="train") == [spent]
+        assert samples(families, "archfleet_study_spent_accelerator_seconds_total") == [spent]
+
+
+def test_a_granted_budget_is_told_in_seconds(tmp_path: Path) -> None:
+    study = read_study("quick")
+    granted = study.model_copy(update={"budget": study.budget.model_copy(update={"accelerator_hours": 0.5})})
+    for name, spec, told in (("without", study, []), ("with", granted, [1800])):
+        with Store.create(tmp_path / name, spec, now_unix=0):
+            assert samples(collect(tmp_path / name), "archfleet_study_budget_accelerator_seconds") == told
+
+
+def test_what_waits_is_told_by_the_hardware_that_may_take_it(driver) -> None:
+    driver.plan()
+    families = collect(driver.store.run_directory)
+    assert samples(families, "archfleet_trials_queued", phase="train", hardware="any") == [len(driver.queued())]
+    assert samples(families, "archfleet_trials_queued", phase="bench", hardware="any") == [0]
+    driver.store.set_meta("bench_hardware", "h200")
+    assert samples(collect(driver.store.run_directory), "archfleet_trials_queued", phase="bench", hardware="h200")
+
+
+def test_losses_newer_than_the_fit_are_pending(driver) -> None:
+    driver.plan()
+    for trial_id in driver.queued()[:3]:
+        driver.run_trial(trial_id)
+    driver.store.add_fit(num_points=2, outcome="ok", seconds=0.2, record={}, now_unix=driver.now)
+    driver.store.set_meta("num_losses_fitted", "2")
+    assert samples(collect(driver.store.run_directory), "archfleet_fit_pending_points") == [1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "strategy"),
+    [
+        ("first-round", "explore"),
+        ("round-2", "refine"),
+        ("serving", "benchmark"),
+        ("serving-best", "benchmark"),
+        ("check", "check"),
+        ("verdict", "verdict"),
+        ("round-and-round", "unknown"),
+    ],
+)
+def test_a_stage_has_a_strategy(stage: str, strategy: str) -> None:
+    assert strategy_of(stage) == strategy
+
+
+def test_every_plan_of_a_finished_study_is_a_decision_of_a_known_strategy(finished, reader) -> None:
+    assert sum(samples(finished, "archfleet_scheduler_decisions_total")) == len(reader.plans())
+    assert samples(finished, "archfleet_scheduler_decisions_total", strategy="unknown") == [0]
+
+
+def test_the_interval_at_the_heldout_size_is_that_of_the_recommendation(finished, reader) -> None:
+    row = next(row for row in reader.recommendation()["held_out"] if row["role"] == "recommended")
+    width = row["predicted"]["interval"]["high"] - row["predicted"]["interval"]["low"]
+    assert samples(finished, "archfleet_fit_interval_width_ratio") == [pytest.approx(width / row["predicted"]["value"])]
+
+
+def test_exemplars_name_a_trial_of_their_bucket_in_openmetrics_only(finished_run: Path, reader) -> None:
+    with serve_metrics(finished_run, port=0) as port:
+        text, open_text = fetch(port), fetch(port, accept=OPEN_METRICS)
+    assert "trial_id" not in text
+    families = {family.name: family for family in open_metrics_families(open_text)}
+    found = [s.exemplar for s in families["archfleet_trial_duration_seconds"].samples if s.exemplar is not None]
+    assert found
+    for exemplar in found:
+        row = reader.trial(exemplar.labels["trial_id"])
+        assert exemplar.value == row.ended_unix - row.leased_unix
+
+
+def test_no_created_series_are_told(finished_run: Path) -> None:
+    with serve_metrics(finished_run, port=0) as port:
+        assert "_created" not in fetch(port, accept=OPEN_METRICS) + fetch(port)
+
+
+def test_the_process_of_the_coordinator_is_told(finished) -> None:
+    assert samples(finished, "process_resident_memory_bytes")[0] > 1e6
+    assert samples(finished, "process_open_fds")[0] > 0
+
+
+def test_writability_is_told_by_the_coordinator_that_writes(driver) -> None:
+    vitals, run = Vitals(), driver.store.run_directory
+    assert samples(collect(run, vitals=vitals), "archfleet_store_writable") == [1]
+    vitals.not_committed("full")
+    assert samples(collect(run, vitals=vitals), "archfleet_store_writable") == [0]
+    assert "archfleet_store_writable" not in collect(run)
+
+
+def test_a_broken_benchmark_counts_as_invalid(driver) -> None:
+    while not (bench := [t for t in driver.queued() if t.startswith("bench")]):
+        driver.run_queue()
+        driver.plan()
+    planned = next(row.planned for row in driver.store.trials() if row.trial_id == bench[0])
+    good = driver.world.observe(planned.assignment)
+    tally_result(driver.store, good.model_copy(update={"flags": ("nan", "throttled")}))
+    tally_result(driver.store, good.model_copy(update={"flags": ("throttled",), "coefficient_of_variation": 0.03}))
+    families = collect(driver.store.run_directory)
+    labels = {"hardware": "cpu-generic", "engine": planned.assignment.recipe.engine}
+    assert samples(families, "archfleet_bench_invalid_total", reason="nan", **labels) == [1]
+    assert sum(samples(families, "archfleet_bench_invalid_total")) == 1
+    assert samples(families, "archfleet_bench_repeat_variation_ratio", **labels) == [pytest.approx(0.02)]
+    assert samples(families, "archfleet_reports_accepted_total", kind="result") == [2]
+
+
+def test_a_backup_and_the_disk_are_told(driver) -> None:
+    run = driver.store.run_directory
+    assert "archfleet_store_last_backup_timestamp_seconds" not in collect(run)
+    driver.store.set_meta("last_backup_unix", "12.5")
+    families = collect(run)
+    assert samples(families, "archfleet_store_last_backup_timestamp_seconds") == [12.5]
+    assert samples(families, "archfleet_store_free_bytes")[0] > 0
+
+
+def test_targets_are_what_http_sd_reads(finished_run: Path) -> None:
+    with serve_metrics(finished_run, port=0) as port:
+        (group,) = json.loads(fetch(port, "/targets"))
+    assert group == {"targets": [f"127.0.0.1:{port}"], "labels": {"job": "archfleet-coordinator"}}
+
+
+def test_another_path_is_not_found(finished_run: Path) -> None:
+    with serve_metrics(finished_run, port=0) as port, pytest.raises(urllib.error.HTTPError, match="404"):
+        fetch(port, "/")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here; on Debian: apt-get install prometheus")
+def test_promtool_finds_no_fault(busy_fleet: Store) -> None:
+    with serve_metrics(busy_fleet.run_directory, port=0, vitals=Vitals()) as port:
+        told = fetch(port)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=told, text=True, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def agent_row(agent: str, *, hardware: str = "cpu-generic", state: str = "idle", heard: float = 1) -> AgentRow:
+    return AgentRow(
+        agent=agent,
+        hardware=hardware,
+        state=state,
+        pid=1,
+        heartbeat_unix=heard,
+        joined_unix=1,
+        clock_offset_seconds=0.25,
+        versions={"archfleet": "1", "torch": "2.9", "driver": "580", "platform": "a secret host"},
+    )
+
+
+@pytest.fixture
+def busy_fleet(run_copy: Path) -> Iterator[Store]:
+    """A finished study's store, in which 32 agents of three kinds have also done everything that is counted."""
+    with Store.resume(run_copy) as store:
+        with store.transaction():
+            for number in range(32):
+                _be_busy(store, f"agent-{number}", ("a100-40gb", "a100-80gb", "h200")[number % 3])
+            for key, value in (("loop_unix", "1"), ("num_losses_fitted", "1"), ("last_backup_unix", "1")):
+                store.set_meta(key, value)
+            vitals = Vitals()
+            vitals.took("loop_seconds", 0.02)
+            vitals.took("decision_seconds", 100)
+            vitals.heard("heartbeat")
+            vitals.not_committed("busy")
+            vitals.committed(0.001)
+            vitals.write(store)
+        yield store
+
+
+def _be_busy(store: Store, agent: str, hardware: str) -> None:
+    store.upsert_agent(agent_row(agent, hardware=hardware, state="busy"))
+    store.add_canary(agent=agent, hardware=hardware, kind="gemm", rate=1, deviation=0.01, now_unix=1)
+    store.tally("bench_invalid", "vllm/nan", phase="bench", hardware=hardware)
+    store.tally("bench_variation", "vllm", phase="bench", hardware=hardware, seconds=0.01)
+    store.tally("leases_expired", phase="train", hardware=hardware)
