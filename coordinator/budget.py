@@ -65,8 +65,13 @@ def planned_train_seconds(study: StudySpec, speed: Speed) -> float:
 
 
 def num_validation_runs(study: StudySpec) -> int:
-    """Recommended and baseline once per seed, and one predicted-worse shape."""
-    return 2 * study.target.num_validation_seeds + 1
+    """Baseline and one recommended shape a hardware once per seed, and one predicted-worse shape."""
+    return (1 + study.num_answers) * study.target.num_validation_seeds + 1
+
+
+def num_benchmarks(study: StudySpec) -> int:
+    """The baseline and every candidate, on each hardware."""
+    return study.num_answers * (study.serving.num_candidates + 1)
 
 
 def bench_seconds(study: StudySpec) -> float:
@@ -76,7 +81,7 @@ def bench_seconds(study: StudySpec) -> float:
 
 def planned_bench_seconds(study: StudySpec) -> float:
     """Agent-seconds of all serving benchmarks, the baseline's included."""
-    return (study.serving.num_candidates + 1) * bench_seconds(study)
+    return num_benchmarks(study) * bench_seconds(study)
 
 
 def token_scale(study: StudySpec, speed: Speed, *, elapsed_seconds: float) -> float:

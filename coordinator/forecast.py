@@ -6,9 +6,9 @@ The probe at the start cannot know who else will use the machine later: what fin
 from collections.abc import Mapping, Sequence
 
 from agent.assignment import TrainAssignment
-from coordinator.budget import Speed, bench_seconds, num_validation_runs
+from coordinator.budget import Speed, bench_seconds, num_benchmarks, num_validation_runs
+from coordinator.choice import num_first_served
 from coordinator.plan import PlannedTrial
-from coordinator.recommendation import NUM_FIRST_SERVED
 from coordinator.store import TrialRow
 from coordinator.study import StudySpec
 
@@ -20,7 +20,8 @@ def describe(planned: PlannedTrial) -> str:
         recipe = assignment.recipe
         seed = f" seed {recipe.seed}" if recipe.seed else ""
         return f"train {assignment.architecture.label} on {recipe.num_tokens / 1e6:.2f} M tokens ({planned.role}{seed})"
-    return f"bench {assignment.architecture.label} under {assignment.recipe.engine}"
+    where = f" on {assignment.hardware}" if assignment.hardware else ""
+    return f"bench {assignment.architecture.label} under {assignment.recipe.engine}{where}"
 
 
 def expected_trials(study: StudySpec, trials: Sequence[TrialRow]) -> int:
@@ -63,17 +64,18 @@ def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, i
     by_stage = {stage: sum(t.stage == stage for t in trials) for stage in {t.stage for t in trials}}
     rounds = sum(fit.num_runs_per_round for k in range(1, fit.num_rounds + 1) if f"round-{k}" not in by_stage)
     benches = _future_benches(study, by_stage)
-    verdict = study.target.num_validation_seeds
+    verdict = study.num_answers * study.target.num_validation_seeds
     check = 0 if "check" in by_stage else num_validation_runs(study) - verdict
     return rounds, benches, 0 if "verdict" in by_stage else check + verdict
 
 
 def _future_benches(study: StudySpec, by_stage: Mapping[str, int]) -> int:
     """Benchmarks that are still to be planned, by how many trials each stage has."""
-    wanted = study.serving.num_candidates + 1
+    wanted = num_benchmarks(study)
     if "serving" not in by_stage:
         return wanted
     # Without a law the first stage measures the baseline alone, and nothing follows.
-    if by_stage["serving"] == 1 or {"serving-best", "verdict"} & by_stage.keys():
+    if by_stage["serving"] == study.num_answers or {"serving-best", "verdict"} & by_stage.keys():
         return 0
-    return max(0, wanted - by_stage["serving"]) if wanted > NUM_FIRST_SERVED else 0
+    more_follow = study.serving.num_candidates + 1 > num_first_served(study)
+    return max(0, wanted - by_stage["serving"]) if more_follow else 0

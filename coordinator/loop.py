@@ -272,8 +272,9 @@ class Coordinator:
     def _queue(self, plan: Plan, state: StudyState) -> bool:
         """Write a plan down with what it followed from, and queue its trials. False while it cannot be written."""
         now, hardware = self.wall(), self._bench_hardware
-        if hardware is None and any(trial.assignment.kind == "bench" for trial in plan.trials):
-            hardware = self._dispatch.commonest_hardware()
+        benches = (trial.assignment for trial in plan.trials if trial.assignment.kind == "bench")
+        if hardware is None and any(bench.hardware is None for bench in benches):
+            hardware = state.bench_hardware
         inputs = DecisionInputs.of(state).model_dump(mode="json")
 
         def write() -> None:
@@ -311,6 +312,7 @@ class Coordinator:
             trials=tuple(self._trials.rows.values()),
             observations=tuple(self._all_observations()),
             elapsed_seconds=self._elapsed_seconds(),
+            bench_hardware=self._bench_hardware or self._dispatch.commonest_hardware(),
             fit=self._fit,
         )
 

@@ -24,11 +24,19 @@ def write_outputs(run_directory: Path) -> list[Path]:
 
 
 def named_shapes(record: RunRecord) -> dict[str, Architecture]:
-    """The architectures that get a config.json: recommended, baseline, Panda, and the others that were measured."""
+    """The architectures that get a config.json: recommended, baseline, Panda, Surefire, and the others measured.
+
+    Where there are answers for several kinds of hardware, names of what belongs to one end in its profile id.
+    """
     assert record.recommendation is not None
-    shapes = {"recommended": record.recommendation.recommended, "baseline": record.recommendation.baseline}
-    for shape in record.recommendation.answer.shapes:
-        shapes |= {role: shape.architecture for role in shape.roles if role in ("panda", "surefire")}
+    shapes = {"baseline": record.recommendation.baseline}
+    answers = record.recommendation.answers
+    for answer in answers:
+        suffix = f"-{answer.hardware}" if len(answers) > 1 else ""
+        shapes[f"recommended{suffix}"] = answer.recommended
+        for shape in answer.answer.shapes:
+            shapes |= {f"{role}{suffix}": shape.architecture for role in shape.roles if role == "surefire"}
+            shapes |= {role: shape.architecture for role in shape.roles if role == "panda"}
     for observation in record.serving.values():
         if observation.architecture not in shapes.values():
             shapes[observation.architecture.label] = observation.architecture
@@ -111,6 +119,7 @@ def closing_words(run_directory: Path) -> str:
     """What a finished run says last: the answer, and where everything is."""
     record = read_record(run_directory)
     answer = record.recommendation.sentence() if record.recommendation else "none: no law could be fitted"
+    answer = answer.replace("\n", f"\n{' ' * 16}")
     return (
         f"\nrecommendation: {answer}\n"
         f"report:         {run_directory / 'report.html'}\n"

@@ -6,7 +6,10 @@ serving       the baseline and Pareto candidates, on the real engine            
 check         the baseline and a predicted-worse shape at the held-out size     beside serving
 serving-best  the fastest by a fit to the serving runs so far, within the loss  when serving is measured,
               limit                                                             if the study serves more than four
-verdict       the recommended architecture at the held-out size                 when serving is measured
+verdict       each recommended architecture at the held-out size                when serving is measured
+
+Where a study names several kinds of hardware, each has its own predictions and its own choice; what is served is served
+on each of them.
 """
 
 import math
@@ -19,9 +22,18 @@ import numpy as np
 from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator.analysis import Analysis, analyse, same_size
 from coordinator.budget import FINISHING_SECONDS, Speed
+from coordinator.choice import (
+    Choice,
+    Reasoned,
+    answered_hardware,
+    choose,
+    fastest_safe,
+    in_turn,
+    num_first_served,
+    serving_candidates,
+)
 from coordinator.forecast import fit_run_seconds, seconds_left, slowdown
 from coordinator.plan import Plan, PlannedTrial, Role
-from coordinator.recommendation import NUM_FIRST_SERVED, Choice, choose, fastest_safe, serving_candidates
 from coordinator.shapes import baseline_at, candidates_at, centre_index, spread
 from coordinator.store import StoreReader, TrialRow
 from coordinator.study import StudySpec
@@ -46,6 +58,8 @@ class StudyState:
     observations: tuple[Observation, ...]
     elapsed_seconds: float
     """Wall seconds that this study has run, earlier starts included."""
+    bench_hardware: str | None = None
+    """Profile id on which serving is measured where the study names none; null where that is not decided."""
     fit: Callable[[], Analysis | None] | None = None
     """Gives the law so far, where somebody keeps it; without it, it is fitted here."""
 
@@ -59,6 +73,11 @@ class StudyState:
     def analysis(self) -> Analysis | None:
         """The law so far; fitted when first asked for."""
         return self.fit() if self.fit is not None else analyse(self.study, self.observations)
+
+    @property
+    def hardware(self) -> tuple[str, ...]:
+        """Profile ids for which the study gives an answer."""
+        return answered_hardware(self.study, self.observations, self.bench_hardware)
 
     def unfinished(self, *phases: str) -> list[TrialRow]:
         """Trials of these phases that are queued or running."""
@@ -79,6 +98,7 @@ def state_of(store: StoreReader, *, corpus_id: str, elapsed_seconds: float = 0.0
         trials=tuple(store.trials()),
         observations=tuple(store.observations()),
         elapsed_seconds=elapsed_seconds,
+        bench_hardware=store.meta("bench_hardware"),
     )
 
 
@@ -87,7 +107,7 @@ def next_plan(state: StudyState) -> Plan | None:
     if "verdict" in state.stages:
         return None
     rounds = [f"round-{number}" for number in range(1, state.study.fit.num_rounds + 1)]
-    best = ["serving-best"] if state.study.serving.num_candidates + 1 > NUM_FIRST_SERVED else []
+    best = ["serving-best"] if state.study.serving.num_candidates + 1 > num_first_served(state.study) else []
     stages = ["first-round", *rounds, "serving", "check", *best, "verdict"]
     due = next(stage for stage in stages if stage not in state.stages)
     if due == "first-round":
@@ -226,13 +246,15 @@ def _serving(state: StudyState) -> Plan:
     if analysis is None or analysis.law_fit.law is None:
         baseline = baseline_at(state.study)
         note = "No law could be fitted, so nothing is recommended; the baseline alone is measured."
-        return Plan(stage="serving", trials=(_bench(state, baseline, "the baseline"),), notes=(note,))
+        return Plan(stage="serving", trials=_bench(state, [(baseline, "the baseline")]), notes=(note,))
     candidates, baseline = candidates_at(state.study, state.study.target.num_parameters), baseline_at(state.study)
-    chosen = serving_candidates(state.study, analysis, candidates, baseline, token_scale=state.token_scale)
+    chosen = serving_candidates(
+        state.study, analysis, candidates, baseline, hardware=state.hardware, token_scale=state.token_scale
+    )
     load = serving.workload
     return Plan(
         stage="serving",
-        trials=tuple(_bench(state, architecture, reason) for architecture, reason in chosen),
+        trials=_bench(state, chosen),
         notes=(
             f"Engine {serving.recipe.engine}: batch {load.batch_size}, {load.input_tokens} input and "
             f"{load.output_tokens} output tokens.",
@@ -245,20 +267,29 @@ def _serving_best(state: StudyState) -> Plan:
     serving, analysis = state.study.serving, state.analysis
     if analysis is None or analysis.law_fit.law is None:
         return Plan(stage="serving-best", trials=(), notes=("No law could be fitted, so nothing more is measured.",))
-    tried = [t.planned.assignment.architecture for t in state.trials if t.phase == "bench"]
-    best = fastest_safe(
-        state.study,
-        analysis,
-        candidates_at(state.study, state.study.target.num_parameters),
-        baseline_at(state.study),
-        state.observations,
-        tried=tried,
-        num=max(0, serving.num_candidates + 1 - len(tried)),
-        token_scale=state.token_scale,
+    tried = {t.planned.assignment.architecture for t in state.trials if t.phase == "bench"}
+    num_left = max(0, serving.num_candidates + 1 - len(tried))
+    best = {
+        hardware: fastest_safe(
+            state.study,
+            analysis,
+            candidates_at(state.study, state.study.target.num_parameters),
+            baseline_at(state.study),
+            state.observations,
+            hardware=hardware,
+            tried=tried,
+            num=num_left,
+            token_scale=state.token_scale,
+        )
+        for hardware in state.hardware
+    }
+    reason = "among the fastest predicted within the loss limit"
+    wanted = in_turn({hardware: [(shape, reason) for shape in one.shapes] for hardware, one in best.items()})
+    notes = tuple(
+        f"{one.num_candidates} shapes ranked by predicted throughput on {hardware}: {one.basis}."
+        for hardware, one in best.items()
     )
-    trials = tuple(_bench(state, shape, "among the fastest predicted within the loss limit") for shape in best.shapes)
-    note = f"{best.num_candidates} shapes ranked by predicted throughput: {best.basis}."
-    return Plan(stage="serving-best", trials=trials, notes=(note,))
+    return Plan(stage="serving-best", trials=_bench(state, wanted[:num_left]), notes=notes)
 
 
 def _check(state: StudyState) -> Plan:
@@ -289,34 +320,39 @@ def _worse_shape(state: StudyState) -> Architecture | None:
 def _verdict(state: StudyState) -> Plan:
     target = state.study.target
     tokens = target.num_parameters * target.tokens_per_parameter
-    choice = choice_of(state)
-    if choice is None:
+    choices = choices_of(state)
+    if not choices:
         return Plan(stage="verdict", trials=(), notes=("Nothing can be recommended: no law was fitted.",))
     trials = [
-        _train(state, choice.recommended, tokens, "validation", "the recommended shape at the target", seed=seed)
+        _train(state, shape, tokens, "validation", "a recommended shape at the target", seed=seed)
+        for shape in dict.fromkeys(choice.recommended for choice in choices)
         for seed in range(_num_baseline_runs(state))
     ]
-    return Plan(stage="verdict", trials=tuple(trials), notes=(choice.sentence(),))
+    return Plan(stage="verdict", trials=tuple(trials), notes=tuple(choice.sentence() for choice in choices))
 
 
 def _num_baseline_runs(state: StudyState) -> int:
-    """The recommended shape gets as many seeds as the baseline got."""
+    """A recommended shape gets as many seeds as the baseline got."""
     baseline = baseline_at(state.study)
     return sum(t.stage == "check" and t.planned.assignment.architecture == baseline for t in state.trials)
 
 
-def choice_of(state: StudyState) -> Choice | None:
-    """What would be recommended from the state as it is; None without a law."""
+def choices_of(state: StudyState) -> tuple[Choice, ...]:
+    """What would be recommended from the state as it is, for each hardware; nothing without a law."""
     if state.analysis is None or state.analysis.law_fit.law is None:
-        return None
+        return ()
     candidates = candidates_at(state.study, state.study.target.num_parameters)
-    return choose(
-        state.study,
-        state.analysis,
-        candidates,
-        baseline_at(state.study),
-        state.observations,
-        token_scale=state.token_scale,
+    return tuple(
+        choose(
+            state.study,
+            state.analysis,
+            candidates,
+            baseline_at(state.study),
+            state.observations,
+            hardware=hardware,
+            token_scale=state.token_scale,
+        )
+        for hardware in state.hardware
     )
 
 
@@ -340,13 +376,23 @@ def _scaled(tokens: float, state: StudyState) -> int:
     return max(1, round(tokens * state.token_scale / batch)) * batch
 
 
-def _bench(state: StudyState, architecture: Architecture, reason: str) -> PlannedTrial:
+def _bench(state: StudyState, wanted: Iterable[Reasoned]) -> tuple[PlannedTrial, ...]:
+    """Every shape on every hardware that the study names; on the one that is there where it names none."""
     serving = state.study.serving
-    assignment = BenchAssignment(
-        architecture=architecture,
-        recipe=serving.recipe,
-        workload=serving.workload,
-        num_repeats=serving.num_repeats,
-        min_window_seconds=serving.min_window_seconds,
+    kinds: tuple[str | None, ...] = serving.hardware or (None,)
+    return tuple(
+        PlannedTrial(
+            role="serving",
+            reason=reason,
+            assignment=BenchAssignment(
+                architecture=architecture,
+                recipe=serving.recipe,
+                workload=serving.workload,
+                num_repeats=serving.num_repeats,
+                min_window_seconds=serving.min_window_seconds,
+                hardware=hardware,
+            ),
+        )
+        for architecture, reason in wanted
+        for hardware in kinds
     )
-    return PlannedTrial(role="serving", reason=reason, assignment=assignment)

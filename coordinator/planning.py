@@ -70,12 +70,12 @@ class StudyPlanner:
         return analyse(study, observations)
 
     def conclude(self, state: StudyState, *, now_unix: float) -> dict[str, Any] | None:
-        """Panda, Surefire and what was measured of them."""
-        choice = planner.choice_of(state)
-        if choice is None or state.analysis is None:
+        """Panda, Surefire and what was measured of them, for each hardware."""
+        choices = planner.choices_of(state)
+        if not choices or state.analysis is None:
             return None
         recommendation = make_recommendation(
-            state.study, state.analysis, choice, state.observations, token_scale=state.token_scale, made_unix=now_unix
+            state.study, state.analysis, choices, state.observations, token_scale=state.token_scale, made_unix=now_unix
         )
         return recommendation.model_dump(mode="json")
 
@@ -97,6 +97,8 @@ class DecisionInputs(Value):
     """Wall seconds that the study had run."""
     num_observations: int
     """How many observations, failures included, had been recorded."""
+    bench_hardware: str | None = None
+    """Profile id on which serving is measured where the study names none; null where that was not decided."""
     unfinished: tuple[UnfinishedTrial, ...]
 
     @classmethod
@@ -106,6 +108,7 @@ class DecisionInputs(Value):
             corpus_id=state.corpus_id,
             elapsed_seconds=state.elapsed_seconds,
             num_observations=len(state.observations),
+            bench_hardware=state.bench_hardware,
             unfinished=tuple(
                 UnfinishedTrial(
                     trial_id=row.trial_id,
@@ -123,4 +126,5 @@ def needs_of(planned: PlannedTrial, study: StudySpec, speed: Speed, *, bench_har
     seconds = speed.assignment_seconds(planned.assignment)
     if isinstance(planned.assignment, TrainAssignment):
         return Needs("train", study.budget.training_hardware or None, seconds)
-    return Needs("bench", None if bench_hardware is None else (bench_hardware,), seconds)
+    hardware = planned.assignment.hardware or bench_hardware
+    return Needs("bench", None if hardware is None else (hardware,), seconds)

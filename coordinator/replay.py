@@ -51,4 +51,5 @@ def state_before(store: StoreReader, stage: str) -> StudyState:
         trials=tuple(as_it_was(row) for row in store.trials() if row.stage in earlier),
         observations=tuple(store.observations()[: known.num_observations]),
         elapsed_seconds=known.elapsed_seconds,
+        bench_hardware=known.bench_hardware,
     )

@@ -13,7 +13,7 @@ from coordinator.store import LOCK_NAME
 
 
 def read_status(run_directory: Path) -> dict[str, Any]:
-    """State, counts, fit and recommendation of a run, as JSON."""
+    """State, counts, fit and recommendation of a run, as JSON; one line of the latter for each hardware."""
     record = read_record(run_directory)
     return {
         "run_directory": str(run_directory),
@@ -55,7 +55,7 @@ def describe_status(status: dict[str, Any]) -> str:
         causes = ", ".join(f"{count} {kind}" for kind, count in status["failed_attempts"].items())
         lines.append(f"  failed attempts: {causes}")
     lines.append(f"  law: {status['law'] or 'none yet'}")
-    lines.append(f"  recommendation: {status['recommendation'] or 'none yet'}")
+    lines += [f"  recommendation: {line}" for line in (status["recommendation"] or "none yet").split("\n")]
     if status["metrics_url"]:
         lines.append(f"  metrics: {status['metrics_url']}")
     return "\n".join(lines)

@@ -16,10 +16,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from coordinator.errors import StudyError
+from hwprofiles.catalog import load_profile
 from hwprofiles.value import Value
 from scaling.recipes import FanIns, ServingRecipe, Workload
 
@@ -102,8 +104,11 @@ class TargetSpec(Value):
 
 
 class ServingSpec(Value):
-    """How candidates are measured here, and for which hardware throughput is predicted."""
+    """How candidates are measured here, on which hardware, and for which other hardware throughput is predicted."""
 
+    hardware: tuple[str, ...] = ()
+    """Profile ids: every candidate is measured on each of them, and each gets an answer of its own. Empty means the one
+    kind that is there (`budget.bench_hardware`)."""
     recipe: ServingRecipe
     workload: Workload
     num_candidates: PositiveInt = 4
@@ -113,6 +118,15 @@ class ServingSpec(Value):
     predict_batches: tuple[PositiveInt, ...] = (128, 256, 512, 1024, 2048, 4096)
     predict_input_tokens: PositiveInt = 1024
     predict_output_tokens: PositiveInt = 1024
+
+    @field_validator("hardware")
+    @classmethod
+    def _known_and_different(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for hardware in given:
+            load_profile(hardware)
+        if len(set(given)) < len(given):
+            raise ValueError("names a hardware twice; name each once")
+        return given
 
 
 class BudgetSpec(Value):
@@ -130,8 +144,8 @@ class BudgetSpec(Value):
     training_hardware: tuple[str, ...] = ()
     """Profile ids on which proxies may train; none means any."""
     bench_hardware: str | None = None
-    """Profile id on which serving is measured; without it, the kind of which most agents are there when the first
-    benchmark is planned."""
+    """Profile id on which serving is measured where `serving.hardware` names none; without it, the kind of which most
+    agents are there when the first benchmark is planned."""
     missing_hardware: Literal["wait", "fail"] = "wait"
     """What to do while no agent has the hardware that waiting trials ask for."""
     canary_every_minutes: NonNegativeFloat = 60.0
@@ -154,6 +168,20 @@ class StudySpec(Value):
     target: TargetSpec
     serving: ServingSpec
     budget: BudgetSpec
+
+    @property
+    def num_answers(self) -> int:
+        """How many kinds of hardware get an answer of their own."""
+        return max(1, len(self.serving.hardware))
+
+    @model_validator(mode="after")
+    def _hardware_is_named_once(self) -> Self:
+        if self.serving.hardware and self.budget.bench_hardware:
+            raise ValueError(
+                f"serving.hardware ({', '.join(self.serving.hardware)}) and budget.bench_hardware "
+                f"({self.budget.bench_hardware}) both say where serving is measured: leave the latter out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches_hold_whole_sequences(self) -> Self:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import NonNegativeInt
 from scipy import stats
 
-from hwprofiles.catalog import load_profile
+from hwprofiles.catalog import all_profiles, load_profile
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
@@ -24,7 +24,8 @@ from scaling.serving import predict_serving, predict_throughput_array
 from scaling.space import Candidates
 from scaling.throughput_fit import NoThroughputFit, ThroughputFit, fit_throughput
 
-HOST_PROFILE = "cpu-generic"
+GENERIC_HARDWARE = "cpu-generic"
+"""Whose roofline orders shapes where that of their own hardware is not known."""
 MIN_RANKED = 4
 """Fewer shapes than this have no rank correlation worth telling: three are in order by chance once in six times."""
 
@@ -69,32 +70,57 @@ class ThroughputRanking(Value):
 
 
 def valid_runs(
-    observations: Iterable[Observation], recipe: ServingRecipe, workload: Workload
+    observations: Iterable[Observation], recipe: ServingRecipe, workload: Workload, hardware: str
 ) -> tuple[ServingObservation, ...]:
-    """The valid serving runs of one recipe and workload."""
+    """The valid serving runs of one recipe and workload on one hardware."""
     return tuple(
         one
         for one in observations
         if isinstance(one, ServingObservation)
         and not INVALIDATING_FLAGS & set(one.flags)
-        and (one.recipe, one.workload) == (recipe, workload)
+        and (one.recipe, one.workload, one.provenance.hardware) == (recipe, workload, hardware)
     )
 
 
-def fit_runs(runs: Sequence[ServingObservation]) -> ThroughputFit | NoThroughputFit:
-    """Host term and scale of the engine that made these runs, on the profile of the host."""
-    return fit_throughput(runs, load_profile(HOST_PROFILE))
+def roofline_profile(hardware: str, recipe: ServingRecipe) -> HardwareProfile | str:
+    """The data sheet whose roofline predicts a recipe on this hardware, or why there is none."""
+    profile = next((one for one in all_profiles() if one.id == hardware), None)
+    if profile is None:
+        return f"there is no data sheet of hardware {hardware!r}"
+    if profile.memory_bytes is None:
+        return f"the sheet of {hardware} does not know what memory its driver reports"
+    if recipe.dtype not in profile.peak_flops_per_second:
+        return f"the sheet of {hardware} has no peak in {recipe.dtype}"
+    return profile
+
+
+def roofline_basis(hardware: str, recipe: ServingRecipe) -> str:
+    """What a prediction without any fit rests on."""
+    profile = roofline_profile(hardware, recipe)
+    return f"the roofline of {GENERIC_HARDWARE}, as {profile}" if isinstance(profile, str) else "the roofline alone"
+
+
+def fit_runs(
+    runs: Sequence[ServingObservation], recipe: ServingRecipe, hardware: str
+) -> ThroughputFit | NoThroughputFit:
+    """Host term and scale of the engine that made these runs on this hardware."""
+    profile = roofline_profile(hardware, recipe)
+    return NoThroughputFit(reason=profile) if isinstance(profile, str) else fit_throughput(runs, profile)
 
 
 def predicted_rates(
-    candidates: Candidates, recipe: ServingRecipe, workload: Workload, fit: ThroughputFit | None
+    candidates: Candidates, recipe: ServingRecipe, workload: Workload, hardware: str, fit: ThroughputFit | None
 ) -> Floats:
-    """Predicted output tokens/s of every candidate; by the roofline alone without a fit."""
+    """Predicted output tokens/s of every candidate; by the roofline alone without a fit.
+
+    Where the hardware has no usable sheet, by the generic CPU's: good for an order of what to measure, no more.
+    """
+    profile = roofline_profile(hardware, recipe)
     return predict_throughput_array(
         candidates,
         vocab_size=candidates.vocab_size,
         tie_word_embeddings=candidates.tie_word_embeddings,
-        profile=load_profile(HOST_PROFILE),
+        profile=load_profile(GENERIC_HARDWARE) if isinstance(profile, str) else profile,
         recipe=recipe,
         workload=workload,
         fit=fit,
@@ -107,23 +133,25 @@ def rank(
     *,
     recipe: ServingRecipe,
     workload: Workload,
+    hardware: str,
     num_candidates: int,
 ) -> ThroughputRanking:
     """Set predictions beside measurements.
 
     Args:
-        runs: valid runs of this recipe and workload.
+        runs: valid runs of this recipe and workload on this hardware.
         next_best: shapes that were not measured, the fastest predicted first.
         recipe: how they are served.
         workload: under what load.
+        hardware: profile id of what serves them.
         num_candidates: how many shapes were ranked.
     """
-    profile, fit = load_profile(HOST_PROFILE), fit_runs(runs)
+    fit = fit_runs(runs, recipe, hardware)
     newest = {run.architecture: run for run in runs}
     rows = [
         RankedShape(
             architecture=shape,
-            predicted=_left_out(shape, runs, profile, recipe, workload),
+            predicted=_left_out(shape, runs, recipe, workload, hardware),
             measured=run.output_tokens_per_second,
         )
         for shape, run in newest.items()
@@ -131,12 +159,12 @@ def rank(
     pairs = [(row.predicted.value, row.measured.value) for row in rows if _has_both(row)]  # type: ignore[union-attr]
     unmeasured = NotMeasured(reason="predicted, and not among the best that the budget could measure")
     rows += [
-        RankedShape(architecture=shape, predicted=_predict(shape, profile, recipe, workload, fit), measured=unmeasured)
+        RankedShape(architecture=shape, predicted=_predict(shape, recipe, workload, hardware, fit), measured=unmeasured)
         for shape in next_best
         if shape not in newest
     ]
     return ThroughputRanking(
-        hardware=HOST_PROFILE,
+        hardware=hardware,
         basis=fit.basis if isinstance(fit, ThroughputFit) else f"no data: {fit.reason}",
         num_candidates=num_candidates if isinstance(fit, ThroughputFit) else 0,
         shapes=tuple(rows),
@@ -152,24 +180,24 @@ def _has_both(row: RankedShape) -> bool:
 def _left_out(
     shape: Architecture,
     runs: Sequence[ServingObservation],
-    profile: HardwareProfile,
     recipe: ServingRecipe,
     workload: Workload,
+    hardware: str,
 ) -> Predicted | NotMeasured:
-    others = fit_runs([run for run in runs if run.architecture != shape])
-    return _predict(shape, profile, recipe, workload, others)
+    others = fit_runs([run for run in runs if run.architecture != shape], recipe, hardware)
+    return _predict(shape, recipe, workload, hardware, others)
 
 
 def _predict(
     shape: Architecture,
-    profile: HardwareProfile,
     recipe: ServingRecipe,
     workload: Workload,
+    hardware: str,
     fit: ThroughputFit | NoThroughputFit,
 ) -> Predicted | NotMeasured:
     if isinstance(fit, NoThroughputFit):
         return NotMeasured(reason=f"no data: {fit.reason}")
-    return predict_serving(shape, profile, recipe, workload, fit=fit).output_tokens_per_second
+    return predict_serving(shape, load_profile(hardware), recipe, workload, fit=fit).output_tokens_per_second
 
 
 def _quality(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """The page: a RunRecord as one self-contained HTML document. Everything on it comes from the record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.recommendation import Recommendation
+from coordinator.recommendation import HardwareAnswer, Recommendation
 from coordinator.record import RunRecord
 from coordinator.report import formats
 from coordinator.report.canvas import FigureBlock
 from coordinator.report.environment import render
 from coordinator.report.formats import Shown, count, plural, shown
-from coordinator.report.run_figures import roofline, timeline
+from coordinator.report.run_figures import colour_of, roofline, timeline
 from coordinator.report.shape_figures import loss_against, optima_by_size
 from coordinator.report.tables import (
     fit_facts,
@@ -17,11 +18,12 @@ from coordinator.report.tables import (
     held_out_rows,
     not_measured,
     provenance_facts,
+    rate_rows,
     roofline_rows,
     run_rows,
     serving_rows,
 )
-from coordinator.report.target_figures import held_out, no_recommendation, pareto, reference
+from coordinator.report.target_figures import held_out, no_recommendation, paretos, reference
 from scaling.architecture import Architecture
 from scaling.quantity import Measured, NotMeasured
 from scaling.throughput_comparison import compare_throughput
@@ -41,25 +43,27 @@ def render_report(record: RunRecord) -> str:
 def _context(record: RunRecord) -> dict[str, Any]:
     recommendation = record.recommendation
     ended = sum(trial.state in ("succeeded", "failed") for trial in record.trials)
-    throughput = None if recommendation is None else throughput_card(record, recommendation)
+    answers = [] if recommendation is None else answer_cards(record, recommendation)
+    pareto_figures = paretos(record)
     error = None if recommendation is None else recommendation.heldout_error_ratio
     return {
         "record": record,
         "study": record.study,
         "recommendation": recommendation,
-        "verdicts": verdicts(recommendation, throughput),
+        "answers": answers,
+        "verdicts": verdicts(answers),
         "no_answer": None if recommendation else no_recommendation(record),
         "progress": f"{ended} of {plural(len(record.trials), 'trial')} ended",
-        "loss": None if recommendation is None else loss_card(recommendation),
-        "throughput": throughput,
-        "shape": None if recommendation is None else shape_facts(recommendation.recommended),
         "caveats": caveats(record),
         "figures": _figures(record),
+        "paretos": pareto_figures,
         "fit_facts": fit_facts(record.analysis, error) if record.analysis else [],
         "fit_messages": fit_messages(record.analysis) if record.analysis else [],
         "held_out": held_out_rows(recommendation),
         "runs": run_rows(record),
         "serving": serving_rows(record),
+        "rates": rate_rows(recommendation),
+        "colour_of": colour_of,
         "roofline": roofline_rows(record),
         "provenance": provenance_facts(record),
     }
@@ -70,7 +74,6 @@ def _figures(record: RunRecord) -> dict[str, FigureBlock]:
         loss_against(record, "x"),
         loss_against(record, "r"),
         held_out(record),
-        pareto(record),
         reference(record),
         optima_by_size(record),
         roofline(record),
@@ -79,11 +82,58 @@ def _figures(record: RunRecord) -> dict[str, FigureBlock]:
     return {block.name: block for block in blocks}
 
 
-def verdicts(recommendation: Recommendation | None, throughput: "Card | None") -> list[str]:
-    """The answer in a few words: loss against the baseline's, then speed."""
-    if recommendation is None or throughput is None:
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Recommended against baseline in one measure, and the comparison of the two."""
+
+    title: str
+    recommended: Shown
+    baseline: Shown
+    comparison_name: str
+    comparison: Shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerCards:
+    """One answer in words and numbers."""
+
+    answer: HardwareAnswer
+    baseline: Architecture
+    shape: list[tuple[str, str]]
+    loss: Card
+    throughput: Card
+    alone: bool
+    """Whether it is the study's only one, so that its hardware goes without saying."""
+
+
+def answer_cards(record: RunRecord, recommendation: Recommendation) -> list[AnswerCards]:
+    """Every answer, in the study's order of hardware."""
+    return [
+        AnswerCards(
+            answer=answer,
+            baseline=recommendation.baseline,
+            shape=shape_facts(answer.recommended),
+            loss=_loss_card(recommendation, answer),
+            throughput=_throughput_card(record, recommendation, answer),
+            alone=len(recommendation.answers) == 1,
+        )
+        for answer in recommendation.answers
+    ]
+
+
+def verdicts(answers: Sequence[AnswerCards]) -> list[str]:
+    """The answers in a few words: loss against the baseline's, then speed."""
+    if not answers:
         return ["no answer"]
-    if recommendation.recommended == recommendation.baseline:
+    return [
+        verdict if cards.alone else f"{cards.answer.hardware}: {verdict}"
+        for cards in answers
+        for verdict in _verdicts(cards)
+    ]
+
+
+def _verdicts(cards: AnswerCards) -> list[str]:
+    if cards.answer.recommended == cards.baseline:
         return ["the baseline itself"]
     losses = {
         "better": "lower loss than the baseline",
@@ -91,51 +141,45 @@ def verdicts(recommendation: Recommendation | None, throughput: "Card | None") -
         "worse": "higher loss than the baseline",
         None: "loss not compared",
     }
-    ratio = throughput.comparison
+    ratio = cards.throughput.comparison
     speeds = {"faster": "faster than the baseline", "slower": "slower than the baseline"}
     speed = "speed not compared" if ratio.kind == "not measured" else speeds.get(ratio.note, "a tie in speed")
-    return [losses[recommendation.measured_verdict], speed]
+    return [losses[cards.answer.measured_verdict], speed]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """Recommended against baseline in one measure, and the comparison of the two."""
-
-    recommended: Shown
-    baseline: Shown
-    comparison_name: str
-    comparison: Shown
-
-
-def loss_card(recommendation: Recommendation) -> Card:
+def _loss_card(recommendation: Recommendation, answer: HardwareAnswer) -> Card:
     """Measured losses at the target. A recommended shape that is the baseline itself has one measurement for both."""
     by_shape = {row.architecture: row.measured for row in recommendation.held_out}
     missing = NotMeasured(reason="no finished run at the target")
     return Card(
-        recommended=shown(by_shape.get(recommendation.recommended, missing)),
+        title="Held-out loss at the target",
+        recommended=shown(by_shape.get(answer.recommended, missing)),
         baseline=shown(by_shape.get(recommendation.baseline, missing)),
         comparison_name="difference",
-        comparison=shown(recommendation.loss_difference, signed=True),
+        comparison=shown(answer.loss_difference, signed=True),
     )
 
 
-def throughput_card(record: RunRecord, recommendation: Recommendation) -> Card:
+def _throughput_card(record: RunRecord, recommendation: Recommendation, answer: HardwareAnswer) -> Card:
     """Measured output tokens/s, and their ratio."""
     return Card(
-        recommended=shown(recommendation.recommended_throughput),
-        baseline=shown(recommendation.baseline_throughput),
+        title=f"Serving throughput on {answer.hardware}",
+        recommended=shown(answer.recommended_throughput),
+        baseline=shown(answer.baseline_throughput),
         comparison_name="ratio",
-        comparison=_throughput_ratio(record, recommendation),
+        comparison=_throughput_ratio(record, recommendation.baseline, answer),
     )
 
 
-def _throughput_ratio(record: RunRecord, recommendation: Recommendation) -> Shown:
-    if recommendation.recommended == recommendation.baseline:
+def _throughput_ratio(record: RunRecord, baseline: Architecture, answer: HardwareAnswer) -> Shown:
+    if answer.recommended == baseline:
         return not_measured("the recommended shape is the baseline itself")
-    newest = {one.architecture: one for one in record.serving.values()}
-    pair = [newest.get(shape) for shape in (recommendation.baseline, recommendation.recommended)]
+    there = [one for one in record.serving.values() if one.provenance.hardware == answer.hardware]
+    newest = {one.architecture: one for one in there}
+    pair = [newest.get(shape) for shape in (baseline, answer.recommended)]
     found = [one for one in pair if one is not None]
-    if len(found) < 2 or not all(isinstance(q, Measured) for q in _throughputs(recommendation)):
+    rates = (answer.recommended_throughput, answer.baseline_throughput)
+    if len(found) < 2 or not all(isinstance(rate, Measured) for rate in rates):
         return not_measured("one of the two has no valid benchmark")
     try:
         comparison = compare_throughput(found)[0]
@@ -146,10 +190,6 @@ def _throughput_ratio(record: RunRecord, recommendation: Recommendation) -> Show
         return Shown(kind="measured", value=f"{comparison.ratio:.3f}", unit="×", note=f"no interval: {note}")
     interval = formats.between(comparison.interval)
     return Shown(kind="measured", value=f"{comparison.ratio:.3f}", unit="×", interval=interval, note=note)
-
-
-def _throughputs(recommendation: Recommendation) -> tuple[object, object]:
-    return recommendation.recommended_throughput, recommendation.baseline_throughput
 
 
 def shape_facts(shape: Architecture) -> list[tuple[str, str]]:
@@ -180,7 +220,8 @@ def caveats(record: RunRecord) -> list[str]:
         if max(sizes) < 1e8
         else f"The law was fitted at {formats.short(study.fit.num_parameters)} and checked at "
         f"{formats.short(study.target.num_parameters)} non-embedding parameters; beyond the larger it is untested.",
-        f"Losses were measured by training, and serving on this machine with {study.serving.recipe.engine}. Numbers "
+        f"Losses were measured by training, and serving on {', '.join(study.serving.hardware) or 'this machine'} with "
+        f"{study.serving.recipe.engine}. Numbers "
         f"for {', '.join(study.serving.predict_hardware) or 'other hardware'} are roofline predictions, uncalibrated: "
         "no such device was measured.",
     ]

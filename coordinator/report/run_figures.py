@@ -19,20 +19,27 @@ if TYPE_CHECKING:
 
 MAX_AGENTS_DRAWN = 40
 _DASHES = {"recommended": (0, (5, 2.5)), "baseline": (0, (2, 1.6))}
+_MARKERS = "os^v"
 
 
 # Hardware that was not at hand
 
 
 def predictions_by(record: RunRecord) -> dict[str, dict[str, list[ServingPrediction]]]:
-    """Roofline predictions by hardware, then by role (recommended, baseline), in order of batch."""
+    """Roofline predictions by hardware, then by role (recommended, baseline), in order of batch.
+
+    Where different shapes are recommended, each role names the hardware that it was measured on.
+    """
     assert record.recommendation is not None
-    answer = record.recommendation
-    shapes = {"recommended": answer.recommended, "baseline": answer.baseline}
-    if answer.recommended == answer.baseline:
-        del shapes["recommended"]
+    answers = record.recommendation
+    different = [shape for shape in answers.recommended if shape != answers.baseline]
+    shapes = {
+        "recommended" + (f" for {', '.join(answers.hardware_of(shape))}" if len(different) > 1 else ""): shape
+        for shape in different
+    }
+    shapes["baseline"] = answers.baseline
     found: dict[str, dict[str, list[ServingPrediction]]] = defaultdict(dict)
-    for prediction in answer.gpu_predictions:
+    for prediction in answers.gpu_predictions:
         for role, shape in shapes.items():
             if prediction.architecture == shape:
                 # One shape may have been predicted twice, as recommended and as baseline.
@@ -69,13 +76,20 @@ def roofline(record: RunRecord) -> FigureBlock:
         "measured."
     )
     shown = dict.fromkeys(role for rows in drawn.values() for role in rows)
-    note = " (the recommended shape itself)" if "recommended" not in shown else ""
+    note = " (the recommended shape itself)" if list(shown) == ["baseline"] else ""
     legend = tuple(
-        LegendEntry(glyph="ring", colour=role, text=role + (note if role == "baseline" else ""), kind="predicted")
+        LegendEntry(
+            glyph="ring", colour=colour_of(role), text=role + (note if role == "baseline" else ""), kind="predicted"
+        )
         for role in shown
     )
     svg = draw(paint, name=name, label=f"{title}. {caption}", size=(6.2, 3.9))
     return FigureBlock(name=name, title=title, caption=caption, legend=legend, svg=svg)
+
+
+def colour_of(role: str) -> str:
+    """The colour of a role, whatever hardware it names."""
+    return role.partition(" ")[0]
 
 
 def _rates(rows: Sequence[ServingPrediction]) -> list[tuple[int, float]]:
@@ -94,10 +108,12 @@ def _why_none(by_hardware: dict[str, dict[str, list[ServingPrediction]]]) -> str
 
 def _paint_rates(axes: "Axes", rows: dict[str, list[ServingPrediction]]) -> None:
     batches = sorted({batch for row in rows.values() for batch, _ in _rates(row)})
-    for role, row in rows.items():
-        at = _rates(row)
-        style: dict[str, Any] = {"linestyle": _DASHES[role], "marker": "o", "markerfacecolor": "none"}
-        axes.plot([batch for batch, _ in at], [rate for _, rate in at], color=COLOURS[role], **style)
+    for number, (role, row) in enumerate(rows.items()):
+        at, colour = _rates(row), colour_of(role)
+        style: dict[str, Any] = {"linestyle": _DASHES[colour], "marker": _MARKERS[number % len(_MARKERS)]}
+        axes.plot(
+            [batch for batch, _ in at], [rate for _, rate in at], color=COLOURS[colour], markerfacecolor="none", **style
+        )
     set_log_axis(axes, "x", batches, label="requested batch (sequences)")
     axes.set_xticks(batches, [str(batch) for batch in batches], rotation=45)
 

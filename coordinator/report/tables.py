@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agent.assignment import TrainAssignment
 from coordinator.analysis import Analysis
-from coordinator.recommendation import HeldOutLoss, Recommendation
+from coordinator.recommendation import HardwareAnswer, HeldOutLoss, Recommendation
 from coordinator.record import RunRecord
 from coordinator.report.formats import (
     NATS,
@@ -22,8 +22,10 @@ from coordinator.report.formats import (
 )
 from coordinator.report.run_figures import predictions_by
 from coordinator.store import TrialRow
+from coordinator.throughput_ranking import RankedShape
+from scaling.architecture import Architecture
 from scaling.law_fit import Optimum
-from scaling.observations import Provenance
+from scaling.observations import Provenance, ServingObservation
 from scaling.quantity import NotMeasured, Predicted
 
 _MAX_VALUES_SHOWN = 4
@@ -86,6 +88,23 @@ class ServingRow:
     flags: tuple[str, ...]
     engine: str
     device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateCell:
+    """One shape on one hardware: measured, and predicted from the other shapes' runs there."""
+
+    roles: str
+    measured: Shown
+    predicted: Shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateRow:
+    """Throughput of one shape on every hardware, in the order of the answers."""
+
+    shape: str
+    cells: tuple[RateCell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,16 +248,16 @@ def _relative_error(row: HeldOutLoss) -> str:
 
 def serving_rows(record: RunRecord) -> list[ServingRow]:
     """Every finished benchmark."""
-    roles: dict[str, list[str]] = defaultdict(list)
-    if record.recommendation is not None:
-        roles[record.recommendation.recommended.label].append("recommended")
-        roles[record.recommendation.baseline.label].append("baseline")
-        for shape in record.recommendation.answer.shapes:
-            roles[shape.architecture.label] += [r for r in shape.roles if r in ("panda", "surefire")]
+    answers = {} if record.recommendation is None else {one.hardware: one for one in record.recommendation.answers}
+
+    def roles(one: ServingObservation) -> str:
+        answer = answers.get(one.provenance.hardware)
+        return "" if answer is None else roles_in(answer, one.architecture)
+
     return [
         ServingRow(
             shape=one.architecture.label,
-            roles=", ".join(roles[one.architecture.label]),
+            roles=roles(one),
             repeats=tuple(f"{repeat.output_tokens_per_second:,.0f}" for repeat in one.repeats),
             rate=shown(one.output_tokens_per_second),
             variation=f"{one.coefficient_of_variation:.1%}",
@@ -246,9 +265,42 @@ def serving_rows(record: RunRecord) -> list[ServingRow]:
             energy=shown(one.joules_per_output_token),
             flags=one.flags,
             engine=f"{one.recipe.engine} {one.engine_version}, {one.recipe.dtype}",
-            device=one.provenance.device,
+            device=f"{one.provenance.device} ({one.provenance.hardware})",
         )
         for one in record.serving.values()
+    ]
+
+
+def roles_in(answer: HardwareAnswer, shape: Architecture) -> str:
+    """What a shape is for one hardware: recommended, Panda, Surefire, baseline; empty for any other."""
+    roles = ["recommended"] if shape == answer.recommended else []
+    for one in answer.answer.shapes:
+        if one.architecture == shape:
+            roles += [role for role in ("panda", "surefire", "baseline") if role in one.roles]
+    return ", ".join(roles)
+
+
+def rate_rows(recommendation: Recommendation | None) -> list[RateRow]:
+    """Measured beside predicted throughput of every shape that some answer knows of, on all hardware side by side."""
+    if recommendation is None or any(one.throughput_ranking is None for one in recommendation.answers):
+        return []
+    known = [
+        (answer, {row.architecture: row for row in answer.throughput_ranking.shapes})
+        for answer in recommendation.answers
+        if answer.throughput_ranking is not None
+    ]
+    unknown = not_measured("neither measured here nor among the fastest predicted here")
+
+    def cell(answer: HardwareAnswer, row: RankedShape | None, shape: Architecture) -> RateCell:
+        return RateCell(
+            roles=roles_in(answer, shape),
+            measured=unknown if row is None else shown(row.measured),
+            predicted=unknown if row is None else shown(row.predicted),
+        )
+
+    return [
+        RateRow(shape=shape.label, cells=tuple(cell(answer, rows.get(shape), shape) for answer, rows in known))
+        for shape in dict.fromkeys(shape for _, rows in known for shape in rows)
     ]
 
 

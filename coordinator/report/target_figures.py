@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coordinator.analysis import Analysis, same_size
-from coordinator.recommendation import HeldOutLoss, measured_throughput, shortlist, target_point
+from coordinator.choice import answered_hardware, measured_throughput, shortlist, target_point
+from coordinator.recommendation import HardwareAnswer, HeldOutLoss
 from coordinator.record import RunRecord
 from coordinator.report.canvas import COLOURS, FigureBlock, LegendEntry, draw, set_log_axis, spans
 from coordinator.report.formats import figure as digits
@@ -117,19 +118,27 @@ def _paint_pair(axes: "Axes", row: HeldOutLoss, predicted: Predicted) -> list[fl
 # Loss against throughput
 
 
-def pareto(record: RunRecord) -> FigureBlock:
-    """Predicted loss, as a difference to the baseline's, against measured throughput."""
-    name, title = "pareto", "Loss against serving throughput"
-    rates = measured_throughput(record.observations)
+def paretos(record: RunRecord) -> list[FigureBlock]:
+    """One figure for each hardware that the study asks for, or on which it measured."""
+    kinds = answered_hardware(record.study, record.observations)
+    return [_pareto(record, hardware, alone=len(kinds) == 1) for hardware in kinds]
+
+
+def _pareto(record: RunRecord, hardware: str, *, alone: bool) -> FigureBlock:
+    """Predicted loss, as a difference to the baseline's, against throughput measured on one hardware."""
+    name = "pareto" if alone else f"pareto-{hardware}"
+    title = "Loss against serving throughput" + ("" if alone else f" on {hardware}")
+    rates = measured_throughput(record.study, record.observations, hardware)
     reason = _no_pareto(record, rates)
-    found = None if reason or record.analysis is None else _shortlist(record, record.analysis, rates)
+    found = None if reason or record.analysis is None else _shortlist(record, record.analysis, rates, hardware)
     if found is None:
         return FigureBlock(name=name, title=title, reason=reason)
     points = {i: rate for shape, rate in rates.items() if (i := found.candidates.index_of(shape)) is not None}
     if len(points) < 2:
         reason = "fewer than two shapes of the target's size have a valid benchmark; the serving table has the one."
         return FigureBlock(name=name, title=title, reason=reason if points else "no such shape was benchmarked.")
-    roles, names = _roles(record, found), _names(record, found, points)
+    answer = _answer_for(record, hardware)
+    roles, names = _roles(answer, found), _names(answer, found, points)
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
@@ -139,10 +148,10 @@ def pareto(record: RunRecord) -> FigureBlock:
         _label_shapes(axes, found, points, names)
         axes.axhline(0, color=COLOURS["soft"], linewidth=0.9, zorder=0)
         axes.margins(x=0.16, y=0.16)
-        axes.set_xlabel("measured output tokens/s")
+        axes.set_xlabel("measured output tokens/s" + ("" if alone else f" on {hardware}"))
         axes.set_ylabel("predicted loss − baseline's (nats/token)")
 
-    caption = _pareto_caption(record, found, points)
+    caption = _pareto_caption(record, found, points, hardware)
     legend = [
         LegendEntry(
             glyph="diamond",
@@ -173,17 +182,23 @@ def _no_pareto(record: RunRecord, rates: dict[Architecture, Measured]) -> str:
     return ""
 
 
-def _shortlist(record: RunRecord, analysis: Analysis, rates: dict[Architecture, Measured]) -> Shortlist:
+def _answer_for(record: RunRecord, hardware: str) -> HardwareAnswer | None:
+    answers = () if record.recommendation is None else record.recommendation.answers
+    return next((answer for answer in answers if answer.hardware == hardware), None)
+
+
+def _shortlist(record: RunRecord, analysis: Analysis, rates: dict[Architecture, Measured], hardware: str) -> Shortlist:
     study = record.study
     candidates, baseline = candidates_at(study, study.target.num_parameters), baseline_at(study)
-    return shortlist(study, analysis, candidates, baseline, rates, token_scale=record.token_scale or 1.0)
+    scale = record.token_scale or 1.0
+    return shortlist(study, analysis, candidates, baseline, rates, hardware=hardware, token_scale=scale)
 
 
-def _roles(record: RunRecord, found: Shortlist) -> dict[int, str]:
+def _roles(answer: HardwareAnswer | None, found: Shortlist) -> dict[int, str]:
     """Colour by index: recommended before baseline before the rest."""
     roles = {found.baseline: "baseline"}
-    if record.recommendation is not None:
-        index = found.candidates.index_of(record.recommendation.recommended)
+    if answer is not None:
+        index = found.candidates.index_of(answer.recommended)
         if index is not None:
             roles[index] = "recommended"
     return roles
@@ -205,11 +220,11 @@ def _paint_shape(axes: "Axes", rate: Measured, loss: Comparison, role: str) -> N
     axes.plot(rate.value, loss.difference, "D", color=colour, markersize=7)
 
 
-def _names(record: RunRecord, found: Shortlist, points: Iterable[int]) -> dict[int, str]:
+def _names(answer: HardwareAnswer | None, found: Shortlist, points: Iterable[int]) -> dict[int, str]:
     """What each benchmarked shape is called on the figure: its roles, else a letter that the legend explains."""
     titles: dict[int, list[str]] = defaultdict(list)
-    if record.recommendation is not None:
-        index = found.candidates.index_of(record.recommendation.recommended)
+    if answer is not None:
+        index = found.candidates.index_of(answer.recommended)
         titles[-1 if index is None else index].append("recommended")
     for title, index in (("Surefire", found.surefire), ("Panda", found.panda), ("baseline", found.baseline)):
         if index is not None:
@@ -233,13 +248,14 @@ def _label_shapes(axes: "Axes", found: Shortlist, points: dict[int, Measured], n
         )
 
 
-def _pareto_caption(record: RunRecord, found: Shortlist, points: dict[int, Measured]) -> str:
+def _pareto_caption(record: RunRecord, found: Shortlist, points: dict[int, Measured], hardware: str) -> str:
     load, recipe = record.study.serving.workload, record.study.serving.recipe
     words = [
-        f"Horizontal: measured with {recipe.engine}, {recipe.dtype}, batch {load.batch_size}, {load.input_tokens} "
-        f"input and {load.output_tokens} output tokens. Vertical: predicted, and paired with the baseline within "
-        f"bootstrap replicates ({found.level:.0%} interval); lower is better. N = {short(found.num_parameters)}, "
-        f"D = {short(found.num_tokens)} tokens. Line: the Pareto front of the benchmarked shapes."
+        f"Horizontal: measured on {hardware} with {recipe.engine}, {recipe.dtype}, batch {load.batch_size}, "
+        f"{load.input_tokens} input and {load.output_tokens} output tokens. Vertical: predicted, and paired with the "
+        f"baseline within bootstrap replicates ({found.level:.0%} interval); lower is better. "
+        f"N = {short(found.num_parameters)}, D = {short(found.num_tokens)} tokens. "
+        "Line: the Pareto front of the benchmarked shapes."
     ]
     if not same_size(found.num_parameters, record.study.target.num_parameters):
         words.append(

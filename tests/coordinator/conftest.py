@@ -204,14 +204,14 @@ class Driver:
 
     def conclude(self) -> None:
         state = self.state()
-        analysis, choice = analyse(state.study, state.observations), planner.choice_of(state)
+        analysis, choices = analyse(state.study, state.observations), planner.choices_of(state)
         if analysis is not None:
             self.store.add_fit(
                 num_points=analysis.num_points, outcome="ok", seconds=0.2, record=analysis.to_json(), now_unix=self.now
             )
-        if analysis is not None and choice is not None:
+        if analysis is not None and choices:
             recommendation = make_recommendation(
-                state.study, analysis, choice, state.observations, token_scale=1.0, made_unix=self.now
+                state.study, analysis, choices, state.observations, token_scale=1.0, made_unix=self.now
             )
             self.store.add_recommendation(recommendation.model_dump(mode="json"), now_unix=self.now)
         self.store.set_meta("wall_seconds", "100.0")

@@ -151,7 +151,7 @@ def test_verdict_waits_for_serving_and_names_its_choice(driver) -> None:
     driver.run_queue()
     plan = planner.next_plan(driver.state())
     assert plan.stage == "verdict"
-    assert plan.notes[0].startswith("Recommended is ")
+    assert plan.notes[0].startswith("Recommended for cpu-generic is ")
 
 
 @pytest.mark.parametrize("num_done", [0, 3, 8])
@@ -192,7 +192,7 @@ def test_a_failed_benchmark_does_not_block_the_study(driver) -> None:
     for trial_id in bench:
         driver.fail_trial(trial_id, "engine-start")
     assert driver.finish()[-1] == "verdict"
-    assert driver.store.recommendation()["recommended_throughput"]["kind"] == "not-measured"
+    assert driver.store.recommendation()["answers"][0]["recommended_throughput"]["kind"] == "not-measured"
 
 
 def test_when_every_training_fails_nothing_is_recommended_and_the_study_ends(driver) -> None:
@@ -206,7 +206,7 @@ def test_when_every_training_fails_nothing_is_recommended_and_the_study_ends(dri
         if planner.is_finished(driver.state()):
             break
     assert planner.is_finished(driver.state())
-    assert planner.choice_of(driver.state()) is None
+    assert planner.choices_of(driver.state()) == ()
     assert "Nothing can be recommended" in driver.store.plans()[-1].notes[0]
 
 

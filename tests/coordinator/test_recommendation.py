@@ -7,7 +7,8 @@ import pytest
 
 from coordinator import planner
 from coordinator.analysis import same_size
-from coordinator.recommendation import Recommendation, make_recommendation, measured_throughput, serving_candidates
+from coordinator.choice import measured_throughput, serving_candidates
+from coordinator.recommendation import Recommendation, make_recommendation
 from coordinator.shapes import baseline_at, candidates_at
 from coordinator.store import StoreReader
 from scaling.observations import ServingObservation
@@ -22,11 +23,11 @@ def state(finished_run: Path, study):
 
 @pytest.fixture(scope="module")
 def choice(state):
-    return planner.choice_of(state)
+    return planner.choices_of(state)[0]
 
 
 def recommendation_from(state, choice, observations) -> Recommendation:
-    return make_recommendation(state.study, state.analysis, choice, observations, token_scale=1.0, made_unix=1.0)
+    return make_recommendation(state.study, state.analysis, [choice], observations, token_scale=1.0, made_unix=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def with_rates(observations, rate_of):
 def choose_again(state, observations):
     from dataclasses import replace
 
-    return planner.choice_of(replace(state, observations=tuple(observations)))
+    return planner.choices_of(replace(state, observations=tuple(observations)))[0]
 
 
 def test_recommendation_survives_its_json(recommendation: Recommendation) -> None:
@@ -83,7 +84,7 @@ def test_surefire_keeps_the_baselines_loss_and_was_measured_to_be_faster(state) 
     fast = with_rates(state.observations, lambda shape: 1000.0 if shape == baseline else 2000.0)
     found = choose_again(state, fast)
     assert found.role == "surefire"
-    assert measured_throughput(fast)[found.recommended].value == 2000
+    assert measured_throughput(state.study, fast, "cpu-generic")[found.recommended].value == 2000
     within = found.shortlist.probability_within_limit[found.recommended_index]
     assert within >= state.study.target.probability
 
@@ -98,11 +99,11 @@ def test_when_no_other_shape_is_faster_panda_is_recommended(state) -> None:
 
 def test_without_valid_benchmarks_panda_is_recommended_and_throughput_is_not_measured(state) -> None:
     invalid = with_rates(state.observations, lambda _: None)
-    assert measured_throughput(invalid) == {}
+    assert measured_throughput(state.study, invalid, "cpu-generic") == {}
     found = choose_again(state, invalid)
     assert found.role == "panda"
     recommendation = recommendation_from(state, found, invalid)
-    assert isinstance(recommendation.recommended_throughput, NotMeasured)
+    assert isinstance(recommendation.answers[0].recommended_throughput, NotMeasured)
     assert "not measured" in recommendation.sentence()
 
 
@@ -134,13 +135,14 @@ def test_heldout_error_is_the_median_of_the_rows(recommendation: Recommendation)
 )
 def test_measured_difference_decides_the_verdict(state, choice, nats: float, verdict: str, words: str) -> None:
     recommendation = recommendation_from(state, choice, with_loss_difference(state, choice, nats))
-    assert recommendation.loss_difference.value == pytest.approx(nats)
-    assert recommendation.measured_verdict == verdict
+    (answer,) = recommendation.answers
+    assert answer.loss_difference.value == pytest.approx(nats)
+    assert answer.measured_verdict == verdict
     assert words in recommendation.sentence()
 
 
 def test_difference_has_an_interval_around_it(recommendation: Recommendation) -> None:
-    difference = recommendation.loss_difference
+    difference = recommendation.answers[0].loss_difference
     assert difference.interval.low < difference.value < difference.interval.high
 
 
@@ -150,8 +152,8 @@ def test_missing_runs_at_the_target_leave_the_comparison_unmade(state, choice) -
         o for o in state.observations if o.kind != "training" or not same_size(o.architecture.num_parameters, size)
     ]
     recommendation = recommendation_from(state, choice, without)
-    assert isinstance(recommendation.loss_difference, NotMeasured)
-    assert recommendation.measured_verdict is None
+    assert isinstance(recommendation.answers[0].loss_difference, NotMeasured)
+    assert recommendation.answers[0].measured_verdict is None
     assert recommendation.held_out == ()
     assert recommendation.heldout_error_ratio is None
     assert "not compared with" in recommendation.sentence()
@@ -162,8 +164,9 @@ def test_the_baseline_itself_as_the_answer_is_not_compared_with_itself(state, ch
 
     itself = replace(choice, recommended_index=choice.shortlist.baseline, role="panda")
     recommendation = recommendation_from(state, itself, state.observations)
-    assert recommendation.recommended == recommendation.baseline
-    assert recommendation.loss_difference == NotMeasured(reason="the recommended shape is the baseline itself")
+    (answer,) = recommendation.answers
+    assert answer.recommended == recommendation.baseline
+    assert answer.loss_difference == NotMeasured(reason="the recommended shape is the baseline itself")
     assert "the baseline itself" in recommendation.sentence()
 
 
@@ -175,14 +178,17 @@ def test_other_hardware_is_predicted_for_both_shapes_at_every_batch(study, recom
 
 
 def test_the_answer_names_reasons_and_panda(recommendation: Recommendation) -> None:
-    assert recommendation.answer.reasons
-    assert "panda" in {role for shape in recommendation.answer.shapes for role in shape.roles}
+    (answer,) = recommendation.answers
+    assert answer.answer.reasons
+    assert "panda" in {role for shape in answer.answer.shapes for role in shape.roles}
 
 
 def test_serving_candidates_are_different_shapes_with_the_baseline_first(state) -> None:
     study = state.study
     candidates = candidates_at(study, study.target.num_parameters)
-    chosen = serving_candidates(study, state.analysis, candidates, baseline_at(study), token_scale=1.0)
+    chosen = serving_candidates(
+        study, state.analysis, candidates, baseline_at(study), hardware=("cpu-generic",), token_scale=1.0
+    )
     shapes = [shape for shape, _ in chosen]
     assert shapes[0] == baseline_at(study)
     assert len(set(shapes)) == len(shapes) == study.serving.num_candidates + 1

@@ -6,8 +6,9 @@ import pytest
 
 from agent.assignment import BenchAssignment
 from coordinator import planner
+from coordinator.choice import NUM_FIRST_SERVED
 from coordinator.planner import StudyState
-from coordinator.recommendation import NUM_FIRST_SERVED, Recommendation
+from coordinator.recommendation import Recommendation
 from coordinator.store import Store, StoreReader
 from coordinator.throughput_ranking import MIN_RANKED, rank, valid_runs
 from scaling.quantity import Measured, NotMeasured, Predicted
@@ -33,7 +34,7 @@ def served(state: StudyState, stage: str) -> list[BenchAssignment]:
 
 
 def runs_of(state: StudyState):
-    return valid_runs(state.observations, state.study.serving.recipe, state.study.serving.workload)
+    return valid_runs(state.observations, state.study.serving.recipe, state.study.serving.workload, "cpu-generic")
 
 
 def test_a_few_shapes_are_served_first_and_the_rest_of_the_budget_goes_to_the_best_predicted(finished) -> None:
@@ -46,7 +47,7 @@ def test_a_few_shapes_are_served_first_and_the_rest_of_the_budget_goes_to_the_be
 
 def test_the_best_predicted_keep_the_loss_limit(finished) -> None:
     state = finished.state()
-    found = planner.choice_of(state).shortlist
+    found = planner.choices_of(state)[0].shortlist
     for assignment in served(state, "serving-best"):
         index = found.candidates.index_of(assignment.architecture)
         assert found.probability_within_limit[index] >= state.study.target.probability
@@ -79,7 +80,7 @@ def test_failed_first_benchmarks_leave_the_roofline_and_the_plan_says_so(
 
 def test_the_recommendation_holds_predicted_beside_measured(finished) -> None:
     answer = Recommendation.model_validate(finished.store.recommendation())
-    ranking = answer.throughput_ranking
+    ranking = answer.answers[0].throughput_ranking
     measured = [row for row in ranking.shapes if isinstance(row.measured, Measured)]
     others = [row for row in ranking.shapes if isinstance(row.measured, NotMeasured)]
     assert len(measured) == ranking.num_compared == NUM_CANDIDATES
@@ -92,8 +93,8 @@ def test_the_recommendation_holds_predicted_beside_measured(finished) -> None:
 
 def test_the_recommended_throughput_is_measured(finished) -> None:
     answer = Recommendation.model_validate(finished.store.recommendation())
-    assert isinstance(answer.recommended_throughput, Measured)
-    assert answer.recommended in {run.architecture for run in runs_of(finished.state())}
+    assert isinstance(answer.answers[0].recommended_throughput, Measured)
+    assert answer.answers[0].recommended in {run.architecture for run in runs_of(finished.state())}
 
 
 def test_a_measured_shape_is_predicted_from_the_others_alone(finished) -> None:
@@ -101,7 +102,9 @@ def test_a_measured_shape_is_predicted_from_the_others_alone(finished) -> None:
     runs, serving = runs_of(state), state.study.serving
 
     def first_row(runs):
-        found = rank(runs, (), recipe=serving.recipe, workload=serving.workload, num_candidates=1)
+        found = rank(
+            runs, (), recipe=serving.recipe, workload=serving.workload, hardware="cpu-generic", num_candidates=1
+        )
         return found.shapes[0]
 
     faster = tuple(
@@ -115,7 +118,7 @@ def test_a_measured_shape_is_predicted_from_the_others_alone(finished) -> None:
 def test_too_few_runs_are_no_data(finished, num_runs: int, num_compared: int) -> None:
     serving = finished.state().study.serving
     runs = runs_of(finished.state())[:num_runs]
-    ranking = rank(runs, (), recipe=serving.recipe, workload=serving.workload, num_candidates=0)
+    ranking = rank(runs, (), recipe=serving.recipe, workload=serving.workload, hardware="cpu-generic", num_candidates=0)
     assert ranking.num_compared == num_compared
     assert (ranking.spearman is None) == (num_compared < MIN_RANKED)
     if not num_compared:
@@ -138,6 +141,6 @@ def test_hardware_on_which_serving_was_measured_is_not_predicted(finished_run: P
     )
     state = replace(state, observations=moved)
     answer = make_recommendation(
-        state.study, state.analysis, planner.choice_of(state), moved, token_scale=1.0, made_unix=1.0
+        state.study, state.analysis, planner.choices_of(state), moved, token_scale=1.0, made_unix=1.0
     )
     assert {p.hardware for p in answer.gpu_predictions} == set(state.study.serving.predict_hardware) - {here}

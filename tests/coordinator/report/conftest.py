@@ -190,11 +190,11 @@ class Simulation:
     def conclude(self) -> None:
         """Store the recommendation, as the coordinator does at the end."""
         state = self.state()
-        choice = planner.choice_of(state)
+        choices = planner.choices_of(state)
         now = max(self.clocks.values())
-        if choice is not None and state.analysis is not None:
+        if choices and state.analysis is not None:
             recommendation = make_recommendation(
-                self.study, state.analysis, choice, state.observations, token_scale=state.token_scale, made_unix=now
+                self.study, state.analysis, choices, state.observations, token_scale=state.token_scale, made_unix=now
             )
             self.store.add_recommendation(recommendation.model_dump(mode="json"), now_unix=now)
         self.store.set_meta("state", "finished")

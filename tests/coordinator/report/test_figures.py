@@ -6,7 +6,7 @@ from coordinator.recommendation import target_point
 from coordinator.record import RunRecord
 from coordinator.report.run_figures import MAX_AGENTS_DRAWN, predictions_by, roofline, timeline
 from coordinator.report.shape_figures import deciding_cell, loss_against, optima_by_size
-from coordinator.report.target_figures import held_out, pareto, reference
+from coordinator.report.target_figures import held_out, paretos, reference
 
 
 def test_loss_figures_name_the_optimum_with_its_interval(finished: RunRecord) -> None:
@@ -40,7 +40,7 @@ def test_the_held_out_error_of_the_recommendation_is_stated(finished: RunRecord)
 
 
 def test_panda_surefire_and_baseline_are_named_on_the_front(finished: RunRecord) -> None:
-    named = " ".join(entry.text for entry in pareto(finished).legend)
+    named = " ".join(entry.text for entry in paretos(finished)[0].legend)
     for name in ("Panda", "Surefire", "baseline", "recommended"):
         assert name in named
 
@@ -83,7 +83,8 @@ def test_roofline_holds_every_device_and_batch_of_both_shapes(finished: RunRecor
 def test_a_recommended_shape_that_is_the_baseline_is_predicted_once(finished: RunRecord) -> None:
     answer = finished.recommendation
     assert answer is not None
-    same = replace(finished, recommendation=answer.model_copy(update={"recommended": answer.baseline}))
+    itself = answer.answers[0].model_copy(update={"recommended": answer.baseline})
+    same = replace(finished, recommendation=answer.model_copy(update={"answers": (itself,)}))
     assert all(set(by_role) == {"baseline"} for by_role in predictions_by(same).values())
     assert "the recommended shape itself" in roofline(same).legend[0].text
 

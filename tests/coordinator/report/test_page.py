@@ -134,7 +134,9 @@ def test_a_tie_is_called_a_tie(finished: RunRecord) -> None:
     assert finished.recommendation is not None
     interval = Interval(low=-0.01, high=0.02, level=0.9, method="t")
     difference = Measured(value=0.005, unit="nats/token", interval=interval, num_samples=4)
-    tied = finished.recommendation.model_copy(update={"measured_verdict": "tie", "loss_difference": difference})
+    (answer,) = finished.recommendation.answers
+    answer = answer.model_copy(update={"measured_verdict": "tie", "loss_difference": difference})
+    tied = finished.recommendation.model_copy(update={"answers": (answer,)})
     text = read(render_report(replace(finished, recommendation=tied))).text
     assert "a tie with the baseline in loss" in text
     assert "+0.0050" in text
