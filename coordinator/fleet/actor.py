@@ -1,7 +1,7 @@
 """The agent's actor: a plain Worker on a thread of its own, spoken to in JSON. Imports no Ray.
 
     start        give it a trial; returns at once
-    fetch        what it has to tell, waiting a while for something
+    fetch        what it has to tell, waiting a while for something; `start_and_fetch` is both in one call
     preempt      stop what runs; a training saves its checkpoint and sends it along
 
 A machine that is about to be taken away says so by a file: where `ARCHFLEET_DRAIN_FILE` names one and it exists,
@@ -68,6 +68,13 @@ class AgentActor:
         if not self._preempted.is_set() and (reason := drain_reason()):
             self.preempt(reason)
         return self._outbox.take(timeout_seconds), self._reason
+
+    def start_and_fetch(
+        self, timeout_seconds: float, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None = None
+    ) -> tuple[list[Message], str]:
+        """Begin a trial, and tell what there is to tell: one call where nobody waits in `fetch`."""
+        self.start(trial_id, epoch, assignment, checkpoint)
+        return self.fetch(timeout_seconds)
 
     def preempt(self, reason: str) -> None:
         """Ask the running trial to save itself and stop; it ends as a `preempted` failure."""

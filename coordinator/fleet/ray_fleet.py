@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.engines.canary import KIND as CANARY_KIND
@@ -29,6 +29,7 @@ from coordinator.fleet.base import (
     FleetEvent,
     Reported,
 )
+from coordinator.fleet.outbox import Message
 from coordinator.fleet.placement import Slot, slots_of
 from coordinator.fleet.ray_session import RaySession
 from scaling.architecture import Architecture
@@ -42,7 +43,7 @@ FETCH_SECONDS = 5.0
 """An agent that has nothing to tell answers after this long: its sign of life."""
 NODE_CHECK_SECONDS = 5.0
 
-_item_adapter: TypeAdapter[Progress | Observation] = TypeAdapter(Progress | Observation)
+_observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observation, Field(discriminator="kind")])
 
 
 class RayActor(AgentActor):
@@ -68,6 +69,8 @@ class _Agent:
     pending: dict[Any, Callable[[Any], list[FleetEvent]]] = field(default_factory=dict)
     """Calls that have not returned, each with what to make of its result."""
     joined: bool = False
+    listening: bool = False
+    """Whether a fetch waits on it."""
     draining: bool = False
 
 
@@ -116,10 +119,18 @@ class RayFleet:
         self._call(self._agents[agent], "canary", then=lambda rate: [CanaryMeasured(agent, CANARY_KIND, rate)])
 
     def assign(self, agent: str, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> None:
-        """Start an assignment on an idle agent, from the checkpoint that an interrupted attempt sent along."""
-        checkpoint = self._checkpoints.get(trial_id)
-        text = assignment.model_dump_json()
-        self._call(self._agents[agent], "start", trial_id, epoch, text, checkpoint, then=lambda _: [])
+        """Start an assignment on an idle agent, from the checkpoint that an interrupted attempt sent along.
+
+        One for an agent that was lost meanwhile is lost with it.
+        """
+        known = self._agents.get(agent)
+        if known is None or not known.joined:
+            return
+        work = (trial_id, epoch, assignment.model_dump_json(), self._checkpoints.get(trial_id))
+        if known.listening:
+            self._call(known, "start", *work, then=lambda _: [])
+        else:  # one call for both: half the cost of a short trial
+            self._listen(known, "start_and_fetch", *work)
 
     def restart(self, agent: str) -> None:
         """Kill an agent; `poll` notices its end and starts another in its place."""
@@ -131,6 +142,9 @@ class RayFleet:
     def poll(self, *, timeout_seconds: float) -> list[FleetEvent]:
         """What happened since the last call; waits up to the time-out for a first event."""
         gone = self._follow_nodes() if time.monotonic() - self._nodes_checked >= NODE_CHECK_SECONDS else []
+        for agent in self._agents.values():
+            if agent.joined and not agent.listening:
+                self._listen(agent, "fetch")
         waiting = {call: agent for agent in self._agents.values() for call in agent.pending}
         if gone or not waiting:
             if not gone:
@@ -185,7 +199,6 @@ class RayFleet:
     def _described(self, agent: _Agent, facts: dict[str, Any], asked_unix: float) -> list[FleetEvent]:
         agent.joined = self._ever_joined = True
         self._rests.pop(agent.slot.agent, None)
-        self._fetch(agent)
         return [
             AgentJoined(
                 agent.slot.agent,
@@ -197,11 +210,12 @@ class RayFleet:
             )
         ]
 
-    def _fetch(self, agent: _Agent) -> None:
-        self._call(agent, "fetch", FETCH_SECONDS, then=lambda answer: self._fetched(agent, *answer))
+    def _listen(self, agent: _Agent, method: str, *work: Any) -> None:
+        agent.listening = True
+        self._call(agent, method, FETCH_SECONDS, *work, then=lambda answer: self._fetched(agent, *answer))
 
-    def _fetched(self, agent: _Agent, messages: list[Any], drain_reason: str) -> list[FleetEvent]:
-        self._fetch(agent)
+    def _fetched(self, agent: _Agent, messages: list[Message], drain_reason: str) -> list[FleetEvent]:
+        agent.listening = False
         name = agent.slot.agent
         events: list[FleetEvent] = []
         if drain_reason and not agent.draining:
@@ -209,11 +223,10 @@ class RayFleet:
             events.append(AgentDraining(name, drain_reason))
         for message in messages:
             self._keep_checkpoint(message)
-            item = _item_adapter.validate_json(message.item)
-            events.append(Reported(name, message.trial_id, message.epoch, item))
+            events.append(Reported(name, message.trial_id, message.epoch, _item(message)))
         return events or [AgentAlive(name)]
 
-    def _keep_checkpoint(self, message: Any) -> None:
+    def _keep_checkpoint(self, message: Message) -> None:
         if message.is_final:
             self._checkpoints.pop(message.trial_id, None)
         if message.checkpoint is not None and not self._session.is_local:
@@ -249,6 +262,12 @@ class RayFleet:
         _, last = self._rests.get(name, (0.0, FIRST_REST_SECONDS / 2))
         seconds = min(2 * last, LONGEST_REST_SECONDS)
         self._rests[name] = (time.monotonic() + seconds, seconds)
+
+
+def _item(message: Message) -> Progress | Observation:
+    if message.is_final:
+        return _observation_adapter.validate_json(message.item)
+    return Progress.model_validate_json(message.item)
 
 
 def _pretence(slot: Slot) -> dict[str, str]:
