@@ -23,6 +23,7 @@ RUN_ELSEWHERE = {
     "archfleet run": "the study laptop takes ten minutes; quick and tiny studies run the same code",
     "archfleet run --quick": "tests/integration/test_quick_run.py",
     "archfleet run my-study.toml": "tests/integration/test_survives_kills.py runs a study file",
+    "archfleet run my-study.toml --address head.example:6379": "tests/coordinator/fleet/test_ray_cluster.py",
 }
 
 
