@@ -11,9 +11,11 @@ each other, while `CPU_WORKLOAD` spreads them by a factor of 1.8 (measured, one 
 wall time measures them too: the row is flagged `busy-cpu`, and each repeat keeps its processor seconds beside.
 """
 
+import getpass
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -260,7 +262,8 @@ def _environment(run: _Run) -> dict[str, str]:
     """Threads fixed before the engine's libraries load, no look at any network, and a temporary directory of its own.
 
     Engines leave files there; in the work directory they go with it. Where sockets in it would have names longer than
-    the kernel takes, it stays the system's.
+    the kernel takes, it stays the system's. Compiled kernels stay in the system's: compiling them again at every start
+    takes seconds to minutes.
     """
     threads = str(run.assignment.recipe.num_threads)
     temporary = run.directory.resolve() / "tmp"
@@ -268,6 +271,7 @@ def _environment(run: _Run) -> dict[str, str]:
         temporary.mkdir(exist_ok=True)
     return {
         **({"TMPDIR": str(temporary)} if own_temporary else {}),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", _kernel_cache()),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that an index means the same board to CUDA and to the driver
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -276,6 +280,11 @@ def _environment(run: _Run) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         **run.engine.environment,
     }
+
+
+def _kernel_cache() -> str:
+    """Where torch keeps compiled kernels by default."""
+    return str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
 
 
 def _request(run: _Run, repeat: int) -> EngineRequest:
