@@ -239,7 +239,7 @@ def driver(store: Store, world: World) -> Driver:
     return Driver(store, world)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_driver():
     """Drivers over other stores or worlds than the fixtures'."""
     return Driver

@@ -203,3 +203,23 @@ def test_target_must_be_held_out_of_the_reference_sizes(table) -> None:
     message = refusal(table)
     assert "reference.1.num_parameters (55000)" in message
     assert "held out" in message
+
+
+@pytest.mark.parametrize(
+    ("hardware", "words"),
+    [
+        (["a100-80gb", "h100"], r"serving\.hardware: .*unknown hardware 'h100'; expected one of: .*h100-sxm"),
+        (["h200", "h200"], r"serving\.hardware: .*names a hardware twice"),
+    ],
+)
+def test_hardware_to_serve_on_is_known_and_named_once(table, hardware: list[str], words: str) -> None:
+    table["serving"]["hardware"] = hardware
+    with pytest.raises(StudyError, match=words):
+        parse_study(table, source="x.toml")
+
+
+def test_where_serving_is_measured_is_said_in_one_place(table) -> None:
+    table["serving"]["hardware"] = ["h200"]
+    table["budget"]["bench_hardware"] = "h200"
+    with pytest.raises(StudyError, match="both say where serving is measured"):
+        parse_study(table, source="x.toml")
