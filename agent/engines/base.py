@@ -24,11 +24,10 @@ from scaling.observations import LatencyName
 DRIVERS: Mapping[str, str] = {
     "transformers": "transformers_driver.py",
     "vllm": "vllm_driver.py",
+    "sglang": "sglang_driver.py",
     "fake": "fake_driver.py",
 }
 """Table: engine name → driver script beside this file."""
-NOT_BUILT = ("sglang",)
-"""Engines with a name in the recipes and no driver in this version."""
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "vllm": {
         # In the driver's own process: one process to time and to end, and a start of seconds instead of a minute.
@@ -150,10 +149,8 @@ def engine_named(name: str, *, interpreter: str = sys.executable) -> Engine:
     """The engine of this name, run by the given interpreter; `interpreters.find_engine` chooses one and checks it.
 
     Raises:
-        ValueError: no such engine, or none in this version.
+        ValueError: no such engine.
     """
-    if name in NOT_BUILT:
-        raise ValueError(f"engine {name!r} is known but not built in this version; use one of: {', '.join(DRIVERS)}")
     if name not in DRIVERS:
         raise ValueError(f"unknown engine {name!r}; expected one of: {', '.join(DRIVERS)}")
     return Engine(

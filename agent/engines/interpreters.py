@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.engines.base import DRIVERS, NOT_BUILT, Engine, engine_named
+from agent.engines.base import DRIVERS, Engine, engine_named
 from agent.failures import AgentError
 from scaling.observations import FailureKind
 
@@ -30,11 +30,13 @@ CONFIG_FILE = Path("~/.config/archfleet/engines.toml")
 IMPORTS: Mapping[str, tuple[str, ...]] = {
     "transformers": ("torch", "transformers"),
     "vllm": ("torch", "vllm"),
+    "sglang": ("torch", "sglang"),
     "fake": (),
 }
 """Table: engine name → what its driver imports besides the standard library."""
 HINTS: Mapping[str, str] = {
     "transformers": "pip install 'archfleet[train]', or ",
+    "sglang": "pip install sglang in an environment of its own (`make sglang` makes one for a CPU), and ",
     "vllm": "pip install vllm in an environment of its own (`make engines` makes one with its CPU build), and ",
 }
 _CHECK_TIMEOUT_SECONDS = 60.0
@@ -64,7 +66,7 @@ def find_engine(name: str, *, environment: Mapping[str, str] | None = None, conf
         config_file: by default `CONFIG_FILE`; it need not exist.
 
     Raises:
-        ValueError: no such engine in this version, or the configuration cannot be read.
+        ValueError: no such engine, or the configuration cannot be read.
         EngineMissingError: the interpreter does not start or lacks the engine.
     """
     engine_named(name)
@@ -126,9 +128,8 @@ def _read_config(file: Path) -> dict[str, str]:
 
 
 def _read_table(file: Path, name: str, table: Any) -> str:
-    known = (*DRIVERS, *NOT_BUILT)
-    if name not in known:
-        raise ValueError(f"{file}: unknown engine [{name}]; expected one of: {', '.join(known)}")
+    if name not in DRIVERS:
+        raise ValueError(f"{file}: unknown engine [{name}]; expected one of: {', '.join(DRIVERS)}")
     if not isinstance(table, dict) or set(table) != {"python"} or not isinstance(table["python"], str):
         raise ValueError(f'{file}: [{name}] is {table!r}; expected exactly: python = "/path/to/python"')
     return table["python"]

@@ -274,7 +274,6 @@ def test_predict_of_a_damaged_config(tmp_path: Path) -> None:
     [
         (("nothing-9b",), "nothing-9b"),
         (("llama-3.2-1b", "--engine", "tensorrt"), "expected one of: transformers, vllm, sglang, fake"),
-        (("llama-3.2-1b", "--engine", "sglang"), "not built"),
         (("llama-3.2-1b", "--batch", "many"), "'many'"),
         (("llama-3.2-1b", "--engine", "fake", "--batch", "4096", "--input-tokens", "1000000"), "does not fit"),
         (("llama-3.2-3b", "--batch", "4096", "--input-tokens", "100000"), "need at least"),
