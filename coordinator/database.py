@@ -7,7 +7,7 @@ DatabaseError            what SQLite could not do; `reason` is one of full, busy
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +115,15 @@ class Database:
         """All rows of a query."""
         try:
             return self._connection.execute(query, bindings or None).fetchall()
+        except apsw.Error as error:
+            raise _translated(error) from error
+        except UnicodeDecodeError as error:
+            raise DatabaseError(f"a text is not UTF-8: {error.reason}", "corrupt") from error
+
+    def each_row(self, query: str, bindings: Sequence[Value] = ()) -> Iterator[Row]:
+        """The same rows one after the other, none of them kept; nothing may be written meanwhile."""
+        try:
+            yield from self._connection.execute(query, bindings or None)
         except apsw.Error as error:
             raise _translated(error) from error
         except UnicodeDecodeError as error:

@@ -4,8 +4,6 @@ On restart decisions are read, never made again. That they could be is what is s
 inputs give the same plan, so nothing that decides is hidden in a process that may die.
 """
 
-from dataclasses import replace
-
 from coordinator.budget import Speed
 from coordinator.plan import Plan
 from coordinator.planner import StudyState
@@ -36,8 +34,8 @@ def state_before(store: StoreReader, stage: str) -> StudyState:
         then = unfinished.get(row.trial_id)
         if then is None:  # it had ended, and what has ended does not change
             return row
-        return replace(
-            row, state=then.state, done_fraction=then.done_fraction, spent_seconds=then.spent_seconds, ended_unix=None
+        return row._replace(
+            state=then.state, done_fraction=then.done_fraction, spent_seconds=then.spent_seconds, ended_unix=None
         )
 
     speed = store.meta("speed")

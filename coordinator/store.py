@@ -17,13 +17,14 @@ import os
 import shutil
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
@@ -66,10 +67,12 @@ LOCK_NAME = "coordinator.lock"
 DURATION_BOUNDS_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 """Buckets of `durations` and `queue_waits`; longer ones count in a last bucket without end."""
 
-_observation_adapter: TypeAdapter[Observation] = TypeAdapter(Observation)
+_observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observation, Field(discriminator="kind")])
 _UNFINISHED = "WHERE position IN (SELECT position FROM trials WHERE state IN ('queued', 'running'))"
 _EndState = Literal["queued", "succeeded", "failed"]
 _OPEN_STATES = ("queued", "running")
+_PLACE_OF_STATE = TrialFields._fields.index("state")
+_PLACE_OF_LEASE_EXPIRES = TrialFields._fields.index("lease_expires_unix")
 
 
 class StoreReader:
@@ -112,6 +115,12 @@ class StoreReader:
         """Rows of a checked table, each looked at, without their checksums."""
         query = f"SELECT {', '.join(COLUMNS[table])}, checksum FROM {table} {tail}"
         return [self._sound(table, row) for row in self._database.rows(query, bindings)]
+
+    def _each_row(self, table: str, tail: str, bindings: Sequence[Value]) -> Iterator[Row]:
+        """The same, some at a time: of a large table all at once would be too much."""
+        query = f"SELECT {', '.join(COLUMNS[table])}, checksum FROM {table} {tail}"
+        for row in self._database.each_row(query, bindings):
+            yield self._sound(table, row)
 
     def _sound(self, table: str, row: Row) -> Row:
         values = row[:-1]
@@ -158,8 +167,16 @@ class StoreReader:
         progress: dict[str, float] = dict(self._database.rows("SELECT trial_id, done_fraction FROM progress"))
         if len(trials) != len(works) or any(t[0] != w[0] or t[1] != w[1] for t, w in zip(trials, works, strict=True)):
             raise StoreError(_damaged(self.run_directory, "the tables trials and work hold different trials"))
+        sound, state, lease_expires = self._sound, _PLACE_OF_STATE, _PLACE_OF_LEASE_EXPIRES
         return [
-            TrialRow.of(TrialFields(*trial), Work(work, self._sound), progress.get(trial[1], 0.0))
+            TrialRow._make(
+                (
+                    *trial[:lease_expires],
+                    *trial[lease_expires + 1 :],
+                    Work(work, sound),
+                    1.0 if trial[state] == "succeeded" else progress.get(trial[1], 0.0),
+                )
+            )
             for trial, work in zip(trials, works, strict=True)
         ]
 
@@ -177,8 +194,12 @@ class StoreReader:
 
     def observations(self, *, after_seq: int = 0) -> list[Observation]:
         """Every accepted observation, failures of single attempts included, in order of arrival."""
-        rows = self._rows("observations", "WHERE seq > ? ORDER BY seq", (after_seq,))
-        return [_observation_adapter.validate_json(row[4]) for row in rows]
+        return list(self.each_observation(after_seq=after_seq))
+
+    def each_observation(self, *, after_seq: int = 0) -> Iterator[Observation]:
+        """The same, read one after the other: a run's curves need not all be in memory."""
+        for row in self._each_row("observations", "WHERE seq > ? ORDER BY seq", (after_seq,)):
+            yield _observation_adapter.validate_json(row[4])
 
     def last_observation_seq(self) -> int:
         """Number of the newest observation; 0 before the first."""
@@ -292,6 +313,12 @@ class StoreReader:
             for phase, hardware, leased, expires in held
             if leased is not None
         ]
+
+    def queued_benchmarks(self) -> dict[str | None, int]:
+        """How many benchmarks wait, by the hardware that they name."""
+        waiting = "state IN ('queued', 'running') AND state = 'queued' AND phase = 'bench'"  # as its index says it
+        tail = f"WHERE position IN (SELECT position FROM trials WHERE {waiting})"
+        return Counter(json.loads(row[2])["assignment"].get("hardware") for row in self._rows("work", tail))
 
     def newest_attempts(self, num: int) -> list[AttemptRow]:
         """The last leases, in the order of leasing."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from coordinator.database import Row
 from coordinator.plan import PlannedTrial
+from coordinator.sharing import with_shared_parts
 
 AttemptOutcome = Literal["succeeded", "failed", "retried", "interrupted"]
 """Its result counts; it was the last of its trial; the trial is queued again; the coordinator went away."""
@@ -15,24 +15,31 @@ AttemptOutcome = Literal["succeeded", "failed", "retried", "interrupted"]
 class Work:
     """A planned trial as it is stored; looked at and read only when somebody asks: a store may hold 100,000."""
 
-    def __init__(self, row: Row, sound: Callable[[str, Row], Row]) -> None:
-        self._row, self._sound = row, sound
+    __slots__ = ("_planned", "_row", "_sound")
 
-    @cached_property
+    def __init__(self, row: Row, sound: Callable[[str, Row], Row]) -> None:
+        self._row: Row | None = row
+        self._sound = sound
+        self._planned: PlannedTrial | None = None
+
+    @property
     def planned(self) -> PlannedTrial:
         """The assignment with its role and reason.
 
         Raises:
             StoreError: it does not match its checksum.
         """
-        _, _, text = self._sound("work", self._row)
-        return PlannedTrial.model_validate_json(text)
+        if self._planned is None:
+            assert self._row is not None, "either the row or what was read of it is kept"
+            _, _, text = self._sound("work", self._row)
+            self._planned, self._row = with_shared_parts(PlannedTrial.model_validate_json(text)), None
+        return self._planned
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Work) and self._row == other._row
+        return isinstance(other, Work) and self.planned == other.planned
 
     def __hash__(self) -> int:
-        return hash(self._row)
+        return hash(self.planned)
 
 
 class TrialFields(NamedTuple):
@@ -55,39 +62,26 @@ class TrialFields(NamedTuple):
     spent_seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial as the store knows it."""
+class TrialRow(NamedTuple):
+    """One trial as the store knows it: `TrialFields` without the lease's end, with its work and how far it is."""
 
-    trial_id: str
     position: int
+    trial_id: str
     stage: str
     phase: str
-    work: Work = field(repr=False)
     state: str
     epoch: int
     attempts: int
     agent: str | None
     hardware: str | None
     """Profile id of where it was leased last; null before its first lease."""
-    done_fraction: float
     queued_unix: float
     first_leased_unix: float | None
     leased_unix: float | None
     ended_unix: float | None
     spent_seconds: float
-
-    @classmethod
-    def of(cls, fields: TrialFields, work: Work, done_fraction: float) -> "TrialRow":
-        """Make a row of its stored parts."""
-        row = cls.__new__(cls)
-        # Past the frozen class's own __init__, which takes five times as long: a restart reads 100,000 of them.
-        values = row.__dict__
-        values.update(zip(TrialFields._fields, fields, strict=True))
-        del values["lease_expires_unix"]
-        values["work"] = work
-        values["done_fraction"] = 1.0 if fields.state == "succeeded" else done_fraction
-        return row
+    work: Work
+    done_fraction: float
 
     @property
     def planned(self) -> PlannedTrial:

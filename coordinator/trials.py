@@ -6,7 +6,7 @@ that the store's rows would give.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from coordinator.store import AttemptRow, TrialRow
@@ -58,7 +58,7 @@ class Trials:
 
     def progress(self, trial_id: str, done_fraction: float) -> None:
         """A trial is this far on."""
-        self._move(self.rows[trial_id], done_fraction=done_fraction)
+        self.rows[trial_id] = self.rows[trial_id]._replace(done_fraction=done_fraction)
 
     def end(self, trial_id: str, state: str, *, now_unix: float) -> None:
         """An attempt ended; the trial's new state is queued, succeeded or failed."""
@@ -76,7 +76,7 @@ class Trials:
         )
 
     def _move(self, row: TrialRow, **changes: Any) -> None:
-        moved = replace(row, **changes)
+        moved = row._replace(**changes)
         self.counts[row.phase, row.state] -= 1
         self.counts[moved.phase, moved.state] += 1
         self.rows[row.trial_id] = moved
