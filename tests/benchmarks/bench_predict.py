@@ -331,8 +331,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         table.add_row(way, f"{row['spearman']:.2f}", between, f"{row['mean_error']:.1%}", f"{row['worst_error']:.1%}")
     reached = list(result["ways"].values())[-1]["spearman"] >= GOAL_SPEARMAN
     table.caption = (
-        f"fastest / slowest measured {result['spread_of_measured']:.2f}; repeats vary by "
-        f"{result['median_variation_of_repeats']:.1%}; intervals hold {result['intervals_that_hold_the_measured_rate']}"
+        f"fastest / slowest measured {result['spread_of_measured']:.2f}; {_repeats(result)}; intervals hold {result['intervals_that_hold_the_measured_rate']}"
         f"; goal Spearman >= {GOAL_SPEARMAN}: {'reached' if reached else 'NOT reached'}"
     )
     console.print(table)
@@ -346,6 +345,11 @@ def print_result(result: dict[str, Any], console: Console) -> None:
             f"{timing['num_shapes']:,} shapes x {timing['num_batches']} batches, {name[:-8].replace('_', ' ')}: "
             f"{timing[name]:.2f} s (goal {GOAL_SECONDS:.0f} s for 100,000: {'reached' if reached else 'NOT reached'})"
         )
+
+
+def _repeats(result: dict[str, Any]) -> str:
+    spread = result["median_variation_of_repeats"]
+    return "one repeat a shape" if math.isnan(spread) else f"repeats vary by {spread:.1%}"
 
 
 if __name__ == "__main__":
