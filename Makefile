@@ -44,8 +44,20 @@ bench: $(STAMP) ## speed of the science beside plain implementations, measured s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_space.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_propose.py
 
+bench-fleet: $(STAMP) $(ENGINES)/peers/.installed ## store, scrape and fleet: speed beside Ray Tune and Optuna in turns, size, memory
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_store.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scrape.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fleet.py
+
 bench-gpu: $(STAMP) ## hours: Llama-3.2, Panda and Surefire at 1B and 3B on this GPU; ENGINES_ON_GPU="vllm sglang"
 	$(BIN)/python tests/gpu/bench_published.py $(addprefix --engine ,$(or $(ENGINES_ON_GPU),vllm))
+
+peers: $(ENGINES)/peers/.installed ## Ray Tune and Optuna in an environment of their own, for bench-fleet alone
+
+$(ENGINES)/peers/.installed: tests/benchmarks/peers.txt
+	test -x $(ENGINES)/peers/bin/python || $(PYTHON) -m venv $(ENGINES)/peers
+	$(ENGINES)/peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 engines: $(ENGINES)/vllm/.installed ## vLLM's CPU build in an environment of its own, made once
 	@echo "archfleet finds it by the environment:"
