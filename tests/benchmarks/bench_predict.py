@@ -331,7 +331,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         table.add_row(way, f"{row['spearman']:.2f}", between, f"{row['mean_error']:.1%}", f"{row['worst_error']:.1%}")
     reached = list(result["ways"].values())[-1]["spearman"] >= GOAL_SPEARMAN
     table.caption = (
-        f"fastest / slowest measured {result['spread_of_measured']:.2f}; {_repeats(result)}; intervals hold {result['intervals_that_hold_the_measured_rate']}"
+        f"fastest / slowest measured {result['spread_of_measured']:.2f}; {_repeats(result)}; "
+        f"intervals hold {result['intervals_that_hold_the_measured_rate']}"
         f"; goal Spearman >= {GOAL_SPEARMAN}: {'reached' if reached else 'NOT reached'}"
     )
     console.print(table)
