@@ -19,6 +19,7 @@ from coordinator.dispatch import (
 )
 from coordinator.fleet.base import AgentJoined
 from coordinator.store import AgentRow, Store
+from coordinator.vitals import tally_result
 from scaling.observations import Failure, Provenance
 
 
@@ -38,21 +39,27 @@ def write(store: Store, instruction: Instruction, unix: float, *, hardware_of: C
             store.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix, expires_unix=expires)
         case Renew(trial_id, progress):
             store.record_progress(trial_id, progress, expires_unix=unix + LEASE_SECONDS)
+            store.tally("reports", "progress")
         case Accept(trial_id, epoch, observation):
             store.record_result(trial_id, epoch, observation, now_unix=unix)
-        case Fail(trial_id, epoch, _, _, final):
-            failure = failure_of(instruction, unix, hardware=hardware_of(instruction.agent))
-            store.record_failure(trial_id, epoch, failure, final=final, now_unix=unix)
+            tally_result(store, observation)
+        case Fail(trial_id, epoch, kind, _, final, told):
+            hardware = hardware_of(instruction.agent)
+            store.record_failure(
+                trial_id, epoch, failure_of(instruction, unix, hardware=hardware), final=final, now_unix=unix
+            )
+            if told is not None:
+                tally_result(store, told)
+            elif kind == "timeout":
+                store.tally("leases_expired", phase=trial_id.partition("-")[0], hardware=hardware)
         case Reject(trial_id, epoch, agent, reason):
             store.reject(trial_id, epoch=epoch, agent=agent, reason=reason, now_unix=unix)
         case Judge(agent, hardware, kind, rate, baseline):
             deviation = None if baseline is None else rate / baseline - 1
             store.add_canary(agent=agent, hardware=hardware, kind=kind, rate=rate, deviation=deviation, now_unix=unix)
-        case Restart():
-            store.count("leases_expired")
         case Quarantine():
             store.count("quarantines")
-        case Probe() | Release():
+        case Probe() | Release() | Restart():
             pass
 
 

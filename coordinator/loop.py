@@ -56,6 +56,7 @@ from coordinator.snapshot import RunningTrial, Snapshot, View
 from coordinator.store import Store
 from coordinator.study import StudySpec
 from coordinator.trials import Trials, failure_counts
+from coordinator.vitals import Vitals
 from scaling.observations import Observation, TrainingObservation
 
 POLL_SECONDS = 0.5
@@ -96,6 +97,7 @@ class Coordinator:
     free_bytes: Callable[[Path], int] = lambda directory: shutil.disk_usage(directory).free
     view_seconds: float = VIEW_SECONDS
     refit_share: float = REFIT_SHARE
+    vitals: Vitals = field(default_factory=Vitals)
     _study: StudySpec = field(init=False)
     _dispatch: Dispatch = field(init=False)
     _trials: Trials = field(init=False, default_factory=Trials)
@@ -116,6 +118,8 @@ class Coordinator:
     _num_losses_fitted: int = field(init=False, default=-1)
     _law_sentence: str = field(init=False, default="")
     _written_monotonic: float = field(init=False, default=float("-inf"))
+    _vitals_monotonic: float = field(init=False, default=float("-inf"))
+    _woke_monotonic: float | None = field(init=False, default=None)
     _stalled_since: float | None = field(init=False, default=None)
     _disk_checked: float = field(init=False, default=float("-inf"))
     _next_view: float = field(init=False, default=float("-inf"))
@@ -164,10 +168,11 @@ class Coordinator:
         """Stop the fleet and leave the store as the next start expects it."""
         self.fleet.stop()
         self._roster.settle(lambda _: "lost")
-        with suppress(DatabaseError):  # the next start marks them too
+        with suppress(DatabaseError), self.store.transaction():  # the next start marks them too
             for row in self._roster.rows.values():
                 self.store.upsert_agent(row)
             self.store.set_meta("wall_seconds", repr(self._elapsed_seconds()))
+            self.vitals.write(self.store)
 
     # Beginning
 
@@ -191,7 +196,9 @@ class Coordinator:
         )
         if (fit := self.store.last_fit()) is not None:
             self._law_sentence = Analysis.from_json(fit.record).sentence()
-        self.store.set_meta("state", "running")
+        with self.store.transaction():
+            self.store.set_meta("state", "running")
+            self.store.set_meta("granted_seconds", "" if self.granted_seconds is None else repr(self.granted_seconds))
         if (speed := self.store.meta("speed")) is not None:
             self._speed, self._token_scale = (
                 Speed.model_validate_json(speed),
@@ -259,7 +266,7 @@ class Coordinator:
         if not self.planner.due(tally):
             self._ended.clear()
             return False
-        while (plan := self.planner.next_plan(state := self._state())) is not None:
+        while (plan := self._next_plan(state := self._state())) is not None:
             if not self._queue(plan, state):
                 return False
         if self.planner.is_finished(state):
@@ -268,6 +275,12 @@ class Coordinator:
         self._decide(self._dispatch.assign(now=self.monotonic()))
         self._commit()
         return False
+
+    def _next_plan(self, state: StudyState) -> Plan | None:
+        started = self.monotonic()
+        plan = self.planner.next_plan(state)
+        self.vitals.took("decision_seconds", self.monotonic() - started)
+        return plan
 
     def _queue(self, plan: Plan, state: StudyState) -> bool:
         """Write a plan down with what it followed from, and queue its trials. False while it cannot be written."""
@@ -349,22 +362,29 @@ class Coordinator:
         if analysis is not None:
             self._law_sentence = analysis.sentence()
             seconds, now = self.monotonic() - started, self.wall()
-            self._committed(
-                lambda: self.store.add_fit(
+
+            def write() -> None:
+                self.store.add_fit(
                     num_points=analysis.num_points,
                     outcome="ok" if analysis.law_fit.converged else "not_converged",
                     seconds=seconds,
                     record=analysis.to_json(),
                     now_unix=now,
                 )
-            )
+                self.store.set_meta("num_losses_fitted", str(self._num_losses_fitted))
+
+            self._committed(write)
         return analysis
 
     # One turn
 
     def _listen(self) -> None:
         """Take what the fleet tells, decide, commit, act."""
-        for event in self.fleet.poll(timeout_seconds=POLL_SECONDS):
+        if self._woke_monotonic is not None:
+            self.vitals.took("loop_seconds", self.monotonic() - self._woke_monotonic)
+        events = self.fleet.poll(timeout_seconds=POLL_SECONDS)
+        self._woke_monotonic = self.monotonic()
+        for event in events:
             self._note_agent(event)
             self._decide(self._follows_from(event))
         self._decide(self._dispatch.tick(now=self.monotonic()))
@@ -397,6 +417,7 @@ class Coordinator:
         is_time = self.monotonic() - self._written_monotonic >= SIGN_OF_LIFE_SECONDS
         if not self._decided and not is_time and self._stalled_since is None:
             return True
+        are_vitals_due = self.monotonic() - self._vitals_monotonic >= SIGN_OF_LIFE_SECONDS
 
         def write() -> None:
             for instruction, unix in self._decided:
@@ -405,9 +426,14 @@ class Coordinator:
                 self.store.upsert_agent(row)
             self.store.set_meta("loop_unix", repr(self.wall()))
             self.store.set_meta("wall_seconds", repr(self._elapsed_seconds()))
+            if are_vitals_due:
+                self.vitals.write(self.store)
 
         if not self._committed(write):
             return False
+        if are_vitals_due:
+            self.vitals.written()
+            self._vitals_monotonic = self.monotonic()
         failpoints.hit("loop.before_reply")
         self._written_monotonic = self.monotonic()
         self._roster.changed.clear()
@@ -418,16 +444,19 @@ class Coordinator:
 
     def _committed(self, write: Callable[[], None]) -> bool:
         """Whether what `write` does could be committed, as one transaction. It cannot while the disk is full."""
+        started = self.monotonic()
         try:
             with self.store.transaction():
                 write()
         except DatabaseError as error:
+            self.vitals.not_committed(error.reason)
             if error.reason != "full":
                 raise
             if self._stalled_since is None:
                 self._stalled_since = self.monotonic()
                 self.view.note(f"the disk is full ({error}): waiting; nothing acknowledged is lost")
             return False
+        self.vitals.committed(self.monotonic() - started)
         if self._stalled_since is not None:
             self._dispatch.stalled(self.monotonic() - self._stalled_since)
             self._stalled_since = None
@@ -486,6 +515,8 @@ class Coordinator:
                 self.view.note(f"{agent} gets no new work: {reason}")
             case Reported(agent) | AgentAlive(agent) | CanaryMeasured(agent):
                 self._roster.heard(agent, now_unix=now)
+                if isinstance(event, AgentAlive):
+                    self.vitals.heard("heartbeat")
 
     # What the run needs to go on
 

@@ -29,7 +29,6 @@ from coordinator.metric_catalogue import (
     HARDWARE,
     INVALID_REASONS,
     MAX_AGENTS,
-    PHASES,
     REJECTION_REASONS,
     STORE_ERROR_REASONS,
     UNKNOWN,
@@ -42,9 +41,9 @@ from coordinator.store import FILE_NAME, AgentRow, StoreReader
 from coordinator.version import git_commit, version
 from coordinator.vitals import Timing
 
-NUM_NEWEST_ATTEMPTS = 500
+NUM_NEWEST_ATTEMPTS = 200
 """Among so many leases an exemplar is looked for."""
-NUM_NEWEST_CANARIES = 2_048
+NUM_NEWEST_CANARIES = 512
 FORGET_LOST_SECONDS = 3600.0
 """An agent that was lost so long ago is no series of its own any more."""
 
@@ -103,12 +102,7 @@ class _Scrape:
     def trials(self) -> Iterator[Metric]:
         """How many trials are where, and how they ended."""
         study = self._study.name
-        waiting = {phase: self._wanted(phase) for phase in PHASES}
-        queued: Counter[_Key] = Counter({(study, phase, hardware): 0 for phase, hardware in waiting.items()})
-        for count in self._counts:
-            if count.state == "queued":
-                queued[study, count.phase, waiting[count.phase]] += count.num
-        yield _found("trials_queued", queued)
+        yield _found("trials_queued", self._queued())
         running: Counter[_Key] = Counter()
         finished: Counter[_Key] = Counter()
         for count in self._counts:
@@ -133,13 +127,24 @@ class _Scrape:
         }
         yield self._histograms("trial_queue_wait_seconds", waits)
 
-    def _wanted(self, phase: str) -> str:
-        """The hardware that may take a waiting trial; "any" where several kinds may."""
-        if phase == "bench":
-            wanted = self._store.meta("bench_hardware") or self._study.budget.bench_hardware
-            return ANY if wanted is None else known(wanted, HARDWARE)
-        kinds = self._study.budget.training_hardware
-        return known(kinds[0], HARDWARE) if len(kinds) == 1 else ANY
+    def _queued(self) -> _Numbers:
+        """Waiting trials by the hardware that may take them; "any" where several kinds may."""
+        study, budget = self._study.name, self._study.budget
+        waiting: Counter[str] = Counter()
+        for count in self._counts:
+            if count.state == "queued":
+                waiting[count.phase] += count.num
+        kinds = budget.training_hardware
+        trainable = known(kinds[0], HARDWARE) if len(kinds) == 1 else ANY
+        queued: Counter[_Key] = Counter({(study, "train", trainable): waiting["train"]})
+        usual = self._store.meta("bench_hardware") or budget.bench_hardware
+        for kind in self._study.serving.hardware or (usual or ANY,):
+            queued[study, "bench", kind if kind == ANY else known(kind, HARDWARE)] = 0
+        if waiting["bench"]:
+            for named, num in self._store.queued_benchmarks().items():
+                wanted = named or usual
+                queued[study, "bench", ANY if wanted is None else known(wanted, HARDWARE)] += num
+        return queued
 
     def _durations(self) -> Metric:
         rows: dict[_Key, _Histogram] = {}
@@ -169,8 +174,8 @@ class _Scrape:
             spent[key] = spent.get(key, 0.0) + seconds
         yield self._filled("accelerator_busy_seconds", spent)
         yield self._filled("study_spent_accelerator_seconds", {(self._study.name,): math.fsum(spent.values())})
-        if (hours := self._study.budget.accelerator_hours) is not None:
-            yield _found("study_budget_accelerator_seconds", {(self._study.name,): 3600 * hours})
+        if granted := self._store.meta("granted_seconds"):
+            yield _found("study_budget_accelerator_seconds", {(self._study.name,): float(granted)})
         expired: Counter[_Key] = Counter()
         for row in self._store.tallied("leases_expired"):
             expired[row.phase, known(row.hardware, HARDWARE)] += row.num

@@ -30,6 +30,7 @@ from coordinator.shapes import check_feasible
 from coordinator.snapshot import View
 from coordinator.store import Store
 from coordinator.study import StudySpec
+from coordinator.vitals import Vitals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,8 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
         stack.callback(store.close)
         run_directory = store.run_directory
         try:
-            port = stack.enter_context(serve_metrics(run_directory, port=options.metrics_port))
+            vitals = Vitals()
+            port = stack.enter_context(serve_metrics(run_directory, port=options.metrics_port, vitals=vitals))
             store.set_meta("metrics_port", str(port))
             view.note(f"run {run_directory}{' (new)' if is_new else ' (resumed)'}, study {store.study().name}")
             view.note(f"metrics at http://127.0.0.1:{port}/metrics")
@@ -81,6 +83,7 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
                 granted_seconds=None if hours is None else 3600 * hours,
                 started=started,
                 stop_requested=stop_requested,
+                vitals=vitals,
             )
             finished = coordinator.run()
         except DatabaseError as error:
@@ -119,6 +122,7 @@ def _coordinator(
     granted_seconds: float | None,
     started: float,
     stop_requested: Callable[[], bool],
+    vitals: Vitals,
 ) -> Coordinator:
     run_directory = store.run_directory
     corpus_id = store.meta("corpus_id") or _build_corpus(store, view)
@@ -144,6 +148,7 @@ def _coordinator(
         started_monotonic=started,
         granted_seconds=granted_seconds,
         stop_requested=stop_requested,
+        vitals=vitals,
     )
 
 

@@ -34,6 +34,8 @@ class Vitals:
     """Whether the last commit worked."""
     _unwritten: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     """Number and seconds by kind and name of the tally."""
+    _written: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """The same, written already and perhaps not committed."""
 
     def took(self, kind: Timing, seconds: float) -> None:
         """Something has taken so long."""
@@ -55,18 +57,25 @@ class Vitals:
         self._add("store_errors", reason, 0.0)
 
     def _add(self, kind: str, name: str, seconds: float) -> None:
-        tally = self._unwritten.setdefault((kind, name), [0, 0.0])
-        tally[0] += 1
-        tally[1] += seconds
+        _add_to(self._unwritten, (kind, name), 1, seconds)
 
     def write(self, store: Store) -> None:
-        """Write down what the store does not know yet; call `written` when that was committed."""
-        for (kind, name), (num, seconds) in self._unwritten.items():
+        """Write down what the store does not know yet; call `written` when that was committed, else this again."""
+        for key, (num, seconds) in self._unwritten.items():
+            _add_to(self._written, key, num, seconds)
+        self._unwritten.clear()
+        for (kind, name), (num, seconds) in self._written.items():
             store.tally(kind, name, num=int(num), seconds=seconds)
 
     def written(self) -> None:
         """What `write` wrote is on the disk."""
-        self._unwritten.clear()
+        self._written.clear()
+
+
+def _add_to(tallies: dict[tuple[str, str], list[float]], key: tuple[str, str], num: float, seconds: float) -> None:
+    tally = tallies.setdefault(key, [0, 0.0])
+    tally[0] += num
+    tally[1] += seconds
 
 
 def tally_result(store: Store, observation: Observation) -> None:

@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
 from coordinator.errors import UserError
+from coordinator.fleet.simulated import Faults, SimulatedFleet, VirtualClock
+from coordinator.live import PlainView
+from coordinator.loop import Coordinator
 from coordinator.metric_catalogue import (
     CATALOGUE,
     FAILURE_REASONS,
@@ -25,7 +29,7 @@ from coordinator.metric_catalogue import (
 )
 from coordinator.metrics import StudyCollector, serve_metrics
 from coordinator.store import FILE_NAME, AgentRow, Store, StoreReader
-from coordinator.study import read_study
+from coordinator.study import parse_study, read_study
 from coordinator.version import git_commit, version
 from coordinator.vitals import Vitals, tally_result
 
@@ -148,7 +152,7 @@ def test_fit_and_recommendation_are_the_newest_stored(finished, reader) -> None:
     assert samples(finished, "archfleet_fit_points") == [reader.last_fit().num_points]
     recommendation = reader.recommendation()
     assert samples(finished, "archfleet_fit_heldout_error_ratio") == [recommendation["heldout_error_ratio"]]
-    measured = recommendation["recommended_throughput"]["value"]
+    measured = recommendation["answers"][0]["recommended_throughput"]["value"]
     assert samples(finished, "archfleet_recommendation_tokens_per_second") == [pytest.approx(measured)]
 
 
@@ -342,12 +346,10 @@ def test_a_running_lease_is_spent_until_now_or_until_it_ended(driver) -> None:
         assert samples(families, "archfleet_study_spent_accelerator_seconds_total") == [spent]
 
 
-def test_a_granted_budget_is_told_in_seconds(tmp_path: Path) -> None:
-    study = read_study("quick")
-    granted = study.model_copy(update={"budget": study.budget.model_copy(update={"accelerator_hours": 0.5})})
-    for name, spec, told in (("without", study, []), ("with", granted, [1800])):
-        with Store.create(tmp_path / name, spec, now_unix=0):
-            assert samples(collect(tmp_path / name), "archfleet_study_budget_accelerator_seconds") == told
+@pytest.mark.parametrize(("granted", "told"), [("", []), ("1800.0", [1800])])
+def test_a_granted_budget_is_told_where_there_is_one(store: Store, granted: str, told: list[float]) -> None:
+    store.set_meta("granted_seconds", granted)
+    assert samples(collect(store.run_directory), "archfleet_study_budget_accelerator_seconds") == told
 
 
 def test_what_waits_is_told_by_the_hardware_that_may_take_it(driver) -> None:
@@ -356,7 +358,11 @@ def test_what_waits_is_told_by_the_hardware_that_may_take_it(driver) -> None:
     assert samples(families, "archfleet_trials_queued", phase="train", hardware="any") == [len(driver.queued())]
     assert samples(families, "archfleet_trials_queued", phase="bench", hardware="any") == [0]
     driver.store.set_meta("bench_hardware", "h200")
-    assert samples(collect(driver.store.run_directory), "archfleet_trials_queued", phase="bench", hardware="h200")
+    while not (bench := [trial_id for trial_id in driver.queued() if trial_id.startswith("bench")]):
+        driver.run_queue()
+        driver.plan()
+    families = collect(driver.store.run_directory)
+    assert samples(families, "archfleet_trials_queued", phase="bench", hardware="h200") == [len(bench)]
 
 
 def test_losses_newer_than_the_fit_are_pending(driver) -> None:
@@ -459,6 +465,61 @@ def test_targets_are_what_http_sd_reads(finished_run: Path) -> None:
 def test_another_path_is_not_found(finished_run: Path) -> None:
     with serve_metrics(finished_run, port=0) as port, pytest.raises(urllib.error.HTTPError, match="404"):
         fetch(port, "/")
+
+
+@pytest.fixture
+def fleet_run(tmp_path: Path) -> Iterator[tuple[Store, Vitals]]:
+    """The store of a study that the real loop took to its end on a simulated fleet whose agents hang."""
+    table = read_study("quick").model_dump(mode="json")
+    table["serving"]["recipe"] |= {"engine": "fake", "dtype": "bfloat16"}
+    table["budget"] |= {"wall_minutes": 1e5}
+    clock, vitals = VirtualClock(), Vitals()
+    fleet = SimulatedFleet({"h200": 2, "a100-80gb": 2}, clock=clock, faults=Faults(hang=20, lost=0.05, duplicated=0.1))
+    with Store.create(tmp_path / "run", parse_study(table, source="a test"), now_unix=clock.wall()) as store:
+        coordinator = Coordinator(
+            store=store,
+            fleet=fleet,
+            view=PlainView(Console(quiet=True)),
+            num_agents=fleet.num_agents,
+            corpus_id="c" * 64,
+            started_monotonic=clock.monotonic(),
+            granted_seconds=1e6,
+            monotonic=clock.monotonic,
+            wall=clock.wall,
+            sleep=clock_sleep(clock),
+            vitals=vitals,
+        )
+        assert coordinator.run()
+        yield store, vitals
+
+
+def clock_sleep(clock: VirtualClock):
+    def sleep(seconds: float) -> None:
+        clock.seconds += seconds
+
+    return sleep
+
+
+def test_what_the_loop_did_is_told(fleet_run: tuple[Store, Vitals]) -> None:
+    store, vitals = fleet_run
+    families = collect(store.run_directory, vitals=vitals)
+    attempts = store.attempts()
+    num_lost = sum(attempt.failure_kind in ("timeout", "agent-lost") for attempt in attempts)
+    assert 0 < sum(samples(families, "archfleet_leases_expired_total")) <= num_lost
+    failed = [samples(families, "archfleet_trial_failures_total", reason=reason) for reason in ("timeout", "lost")]
+    assert sum(map(sum, failed)) == num_lost
+    num_results = sum(attempt.outcome == "succeeded" for attempt in attempts)
+    assert samples(families, "archfleet_reports_accepted_total", kind="result") == [num_results]
+    assert samples(families, "archfleet_reports_accepted_total", kind="progress")[0] > 0
+    assert samples(families, "archfleet_reports_rejected_total", reason="fenced")[0] > 0
+    assert samples(families, "archfleet_loop_duration_seconds_count", loop="scheduler")[0] > num_results
+    assert samples(families, "archfleet_store_commit_duration_seconds_count")[0] > num_results / 4
+    assert samples(families, "archfleet_scheduler_decision_duration_seconds_count")[0] >= len(store.plans())
+    assert samples(families, "archfleet_fit_pending_points") == [0]
+    assert samples(families, "archfleet_study_budget_accelerator_seconds") == [1e6]
+    assert samples(families, "archfleet_store_writable") == [1]
+    spent = sum(attempt.spent_seconds for attempt in attempts)
+    assert samples(families, "archfleet_study_spent_accelerator_seconds_total") == [pytest.approx(spent)]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here; on Debian: apt-get install prometheus")

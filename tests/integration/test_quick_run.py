@@ -71,9 +71,9 @@ def test_metrics_are_valid_and_agree_with_the_status_while_it_runs(quick: dict[s
     succeeded = [
         sample.value
         for sample in families["archfleet_trials_finished"].samples
-        if sample.labels == {"phase": "train", "outcome": "succeeded"}
+        if {"phase": "train", "outcome": "succeeded"}.items() <= sample.labels.items()
     ]
-    assert succeeded[0] >= 1
+    assert sum(succeeded) >= 1
     assert quick["status"]["state"] == "running"
 
 
