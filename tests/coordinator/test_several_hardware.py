@@ -17,7 +17,7 @@ from coordinator.recommendation import Recommendation, make_recommendation
 from coordinator.record import read_record
 from coordinator.shapes import baseline_at, candidates_at
 from coordinator.status import describe_status, read_status
-from coordinator.store import Store
+from coordinator.store import Store, StoreReader
 from coordinator.study import StudySpec
 from coordinator.throughput_ranking import roofline_basis
 from scaling.observations import ServingObservation
@@ -84,8 +84,8 @@ def record(mixed_run: Path):
 
 @pytest.fixture(scope="module")
 def state(mixed_run: Path):
-    with Store.resume(mixed_run) as store:
-        return planner.state_of(store, corpus_id="c" * 64)
+    with StoreReader.open(mixed_run) as store:
+        yield planner.state_of(store, corpus_id="c" * 64)
 
 
 def rates_on(record, hardware: str) -> dict:
