@@ -96,7 +96,7 @@ def test_the_timeline_counts_failed_attempts_as_attempts(finished: RunRecord) ->
 
 
 def test_the_timeline_of_a_large_fleet_draws_the_busiest_and_says_so(finished: RunRecord) -> None:
-    trials = tuple(replace(trial, agent=f"agent-{number % 50:02d}") for number, trial in enumerate(finished.trials * 2))
+    trials = tuple(trial._replace(agent=f"agent-{number % 50:02d}") for number, trial in enumerate(finished.trials * 2))
     block = timeline(replace(finished, trials=trials, observations=()))
     assert f"Drawn are the {MAX_AGENTS_DRAWN} busiest agents." in block.caption
     assert block.svg is not None
