@@ -3,9 +3,9 @@
 Every restart is on disk before the next one starts, so a campaign that was stopped goes on where it was.
 """
 
-import tempfile
-from collections.abc import Sequence
-from contextlib import closing
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from scaling.throughput_comparison import ThroughputComparison
 from scaling.weight_formats import recipe_words
 
 PAGE_NAME = "bench.html"
+WORK_NAME = "work"
 MIN_DEADLINE_SECONDS = 300.0
 DEADLINE_WINDOWS = 20.0
 """An engine may take this many windows to warm up and measure, or `MIN_DEADLINE_SECONDS` if that is longer."""
@@ -189,9 +190,9 @@ def run_bench(campaign: Campaign, directory: Path, *, console: Console, engine: 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         ProgressBar(*columns, console=console, transient=True) as bars,
-        tempfile.TemporaryDirectory(prefix="archfleet-bench-") as work_directory,
+        _work_directory(directory) as work_directory,
         closing(
-            run_campaign(campaign, record.restarts, agent="local", work_directory=Path(work_directory), engine=engine)
+            run_campaign(campaign, record.restarts, agent="local", work_directory=work_directory, engine=engine)
         ) as messages,
     ):
         task = bars.add_task("measuring", total=None)
@@ -206,6 +207,18 @@ def run_bench(campaign: Campaign, directory: Path, *, console: Console, engine: 
             record = make_record(campaign, (*record.restarts, SlotResult(slot=slot, outcome=message)))
             write_record(directory, record)
     return record
+
+
+@contextmanager
+def _work_directory(directory: Path) -> Iterator[Path]:
+    """Where engines leave their files: inside the campaign's directory, so that what a kill leaves is removed next."""
+    work = directory / WORK_NAME
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 FOLLOWS_THE_SHAPE = frozenset({"kv_blocks"})

@@ -11,6 +11,7 @@ from agent.benchmark.machine import Machine
 from agent.engines.base import Engine, engine_named
 from coordinator import bench
 from coordinator.bench import (
+    WORK_NAME,
     BenchOptions,
     bench_table,
     closing_words,
@@ -127,6 +128,14 @@ def test_a_campaign_that_was_killed_goes_on_and_runs_nothing_twice(tmp_path, mon
     assert resumed.comparisons == unbroken.comparisons
     again = run_bench(fake(), tmp_path / "stopped", console=CONSOLE)
     assert again == resumed
+
+
+def test_what_a_kill_left_of_the_engines_work_is_removed(tmp_path):
+    left = tmp_path / WORK_NAME / "0"
+    left.mkdir(parents=True)
+    (left / "engine-0.log").write_text("half a line")
+    run_bench(fake(), tmp_path, console=CONSOLE)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
 def test_going_on_with_other_versions_is_refused(tmp_path):
