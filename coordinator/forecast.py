@@ -3,6 +3,7 @@
 The probe at the start cannot know who else will use the machine later: what finished trials really took corrects it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from agent.assignment import TrainAssignment
@@ -61,7 +62,7 @@ def slowdown(trials: Sequence[TrialRow], speed: Speed) -> float:
 def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, int, int]:
     """Fit runs, benchmarks and validation runs that no plan holds yet."""
     fit = study.fit
-    by_stage = {stage: sum(t.stage == stage for t in trials) for stage in {t.stage for t in trials}}
+    by_stage = Counter(t.stage for t in trials)
     rounds = sum(fit.num_runs_per_round for k in range(1, fit.num_rounds + 1) if f"round-{k}" not in by_stage)
     benches = _future_benches(study, by_stage)
     verdict = study.num_answers * study.target.num_validation_seeds

@@ -90,6 +90,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """Columns of every table whose rows carry a checksum, the checksum itself left out."""
 
 
+_SEEDS = {table: zlib.crc32(table.encode()) for table in COLUMNS}
 _REAL = re.compile(r"(\w+) REAL")
 _REAL_COLUMNS = {
     table: tuple(place for place, name in enumerate(names) if name in set(_REAL.findall(_definition)))
@@ -110,4 +111,4 @@ def canonical(table: str, values: Sequence[Value]) -> Sequence[Value]:
 
 def checksum(table: str, values: Sequence[Value]) -> int:
     """CRC-32 of a canonical row."""
-    return zlib.crc32(repr(values).encode(), zlib.crc32(table.encode()))
+    return zlib.crc32(repr(values).encode(), _SEEDS[table])

@@ -11,6 +11,7 @@ Times in the store are seconds since the epoch, for people; leases are decided o
 """
 
 import fcntl
+import gc
 import json
 import math
 import os
@@ -19,8 +20,10 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,8 +74,8 @@ _observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observati
 _UNFINISHED = "WHERE position IN (SELECT position FROM trials WHERE state IN ('queued', 'running'))"
 _EndState = Literal["queued", "succeeded", "failed"]
 _OPEN_STATES = ("queued", "running")
-_PLACE_OF_STATE = TrialFields._fields.index("state")
-_PLACE_OF_LEASE_EXPIRES = TrialFields._fields.index("lease_expires_unix")
+_LEASE_EXPIRES = TrialFields._fields.index("lease_expires_unix")
+_DIFFERENT_TRIALS = "the tables trials and work hold different trials"
 
 
 class StoreReader:
@@ -161,24 +164,52 @@ class StoreReader:
         return rows[0] if rows else None
 
     def _trial_rows(self, where: str, *bindings: Value) -> list[TrialRow]:
-        trials = self._rows("trials", f"{where} ORDER BY position", bindings)
-        columns = ", ".join(COLUMNS["work"])
-        works = self._database.rows(f"SELECT {columns}, checksum FROM work {where} ORDER BY position", bindings)
-        progress: dict[str, float] = dict(self._database.rows("SELECT trial_id, done_fraction FROM progress"))
-        if len(trials) != len(works) or any(t[0] != w[0] or t[1] != w[1] for t, w in zip(trials, works, strict=True)):
-            raise StoreError(_damaged(self.run_directory, "the tables trials and work hold different trials"))
-        sound, state, lease_expires = self._sound, _PLACE_OF_STATE, _PLACE_OF_LEASE_EXPIRES
-        return [
-            TrialRow._make(
-                (
-                    *trial[:lease_expires],
-                    *trial[lease_expires + 1 :],
-                    Work(work, sound),
-                    1.0 if trial[state] == "succeeded" else progress.get(trial[1], 0.0),
-                )
-            )
-            for trial, work in zip(trials, works, strict=True)
-        ]
+        with _without_collection():
+            trials = self._rows("trials", f"{where} ORDER BY position", bindings)
+            works: dict[int, Row] = {row[0]: row for row in self._works_at_hand(where, bindings)}
+            progress: dict[str, float] = dict(self._database.rows("SELECT trial_id, done_fraction FROM progress"))
+            rows = [self._trial_row(trial, works.pop(trial[0], None), progress) for trial in trials]
+        if works:
+            raise StoreError(_damaged(self.run_directory, _DIFFERENT_TRIALS))
+        return rows
+
+    def _trial_row(self, trial: Row, work: Row | None, progress: Mapping[str, float]) -> TrialRow:
+        position, trial_id, _, _, state = trial[:5]
+        if work is None and self._must_hold_work(state):
+            raise StoreError(_damaged(self.run_directory, _DIFFERENT_TRIALS))
+        done_fraction = 1.0 if state == "succeeded" else progress.get(trial_id, 0.0)
+        work_of = Work(position, trial_id, work, self)
+        return TrialRow._make((*trial[:_LEASE_EXPIRES], *trial[_LEASE_EXPIRES + 1 :], work_of, done_fraction))
+
+    def _work_rows(self, where: str, bindings: Sequence[Value]) -> list[Row]:
+        """What trials consist of, with its checksums; looked at when somebody asks."""
+        return self._database.rows(f"SELECT {', '.join(COLUMNS['work'])}, checksum FROM work {where}", bindings)
+
+    def _works_at_hand(self, where: str, bindings: Sequence[Value]) -> list[Row]:
+        """What is read together with the trials."""
+        return self._work_rows(where, bindings)
+
+    def _must_hold_work(self, _state: str) -> bool:
+        """Whether the work of a trial in this state is at hand."""
+        return True
+
+    def work_text(self, position: int, trial_id: str, row: Row | None) -> str:
+        """What a trial consists of, as JSON.
+
+        Args:
+            position: of the trial.
+            trial_id: the same trial's.
+            row: its row in `work` with the checksum, where that was read already.
+
+        Raises:
+            StoreError: it is missing, another trial's, or not what was written.
+        """
+        if row is None:
+            rows = self._work_rows("WHERE position = ?", (position,))
+            row = rows[0] if rows else None
+        if row is None or row[:2] != (position, trial_id):
+            raise StoreError(_damaged(self.run_directory, _DIFFERENT_TRIALS))
+        return str(self._sound("work", row)[2])
 
     def epochs(self) -> dict[str, int]:
         """The epoch of the last lease of every trial that was ever leased."""
@@ -509,6 +540,13 @@ class Store(StoreReader):
         """
         return self._database.transaction()
 
+    def _works_at_hand(self, where: str, bindings: Sequence[Value]) -> list[Row]:
+        """Those of trials that have not ended: the others' are read if somebody asks, while the store is open."""
+        return self._work_rows(f"{where} AND {_UNFINISHED.removeprefix('WHERE ')}", bindings)
+
+    def _must_hold_work(self, state: str) -> bool:
+        return state in _OPEN_STATES
+
     def _insert(self, table: str, values: Sequence[Value]) -> None:
         values = canonical(table, values)
         places = ", ".join("?" * len(values))
@@ -761,8 +799,7 @@ class Store(StoreReader):
             self._put_agent(row)
 
     def _put_agent(self, row: AgentRow) -> None:
-        values = [getattr(row, name) for name in COLUMNS["agents"]]
-        self._put("agents", (*values[:-1], json.dumps(row.versions)))
+        self._put("agents", (*_AGENT_FACTS(row), _versions_text(tuple(row.versions.items()))))
 
     def add_canary(
         self, *, agent: str, hardware: str, kind: str, rate: float, deviation: float | None, now_unix: float
@@ -778,6 +815,25 @@ class Store(StoreReader):
             self._put("counters", (name, amount + (before[0][1] if before else 0)))
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Rows are made by the hundred thousand, none of them garbage: to look for some takes longer than to make them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@lru_cache(maxsize=1024)
+def _versions_text(versions: tuple[tuple[str, str], ...]) -> str:
+    """An agent's versions as JSON; its row is written at every sign of life."""
+    return json.dumps(dict(versions))
+
+
+_AGENT_FACTS = attrgetter(*COLUMNS["agents"][:-1])
 _BOUNDS = (*(float(bound) for bound in DURATION_BOUNDS_SECONDS), math.inf)
 _UPDATE_TRIAL = (
     f"UPDATE trials SET {', '.join(f'{name} = ?' for name in (*COLUMNS['trials'][4:], 'checksum'))} WHERE position = ?"

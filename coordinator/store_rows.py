@@ -1,8 +1,7 @@
 """Rows of the store as values."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from coordinator.database import Row
 from coordinator.plan import PlannedTrial
@@ -12,14 +11,20 @@ AttemptOutcome = Literal["succeeded", "failed", "retried", "interrupted"]
 """Its result counts; it was the last of its trial; the trial is queued again; the coordinator went away."""
 
 
+class WorkTexts(Protocol):
+    """Where the text of a trial's work is looked at, and found if need be."""
+
+    def work_text(self, position: int, trial_id: str, row: Row | None) -> str:
+        """The planned trial as JSON."""
+
+
 class Work:
     """A planned trial as it is stored; looked at and read only when somebody asks: a store may hold 100,000."""
 
-    __slots__ = ("_planned", "_row", "_sound")
+    __slots__ = ("_planned", "_position", "_row", "_texts", "_trial_id")
 
-    def __init__(self, row: Row, sound: Callable[[str, Row], Row]) -> None:
-        self._row: Row | None = row
-        self._sound = sound
+    def __init__(self, position: int, trial_id: str, row: Row | None, texts: WorkTexts) -> None:
+        self._position, self._trial_id, self._row, self._texts = position, trial_id, row, texts
         self._planned: PlannedTrial | None = None
 
     @property
@@ -27,11 +32,10 @@ class Work:
         """The assignment with its role and reason.
 
         Raises:
-            StoreError: it does not match its checksum.
+            StoreError: it does not match its checksum, or is missing.
         """
         if self._planned is None:
-            assert self._row is not None, "either the row or what was read of it is kept"
-            _, _, text = self._sound("work", self._row)
+            text = self._texts.work_text(self._position, self._trial_id, self._row)
             self._planned, self._row = with_shared_parts(PlannedTrial.model_validate_json(text)), None
         return self._planned
 

@@ -27,11 +27,11 @@ class Trials:
 
     def add(self, rows: Iterable[TrialRow]) -> None:
         """Take up new trials."""
-        for row in rows:
-            self.rows[row.trial_id] = row
-            self.counts[row.phase, row.state] += 1
-            self.spent_seconds += row.spent_seconds
-            self.last_position = max(self.last_position, row.position)
+        new = list(rows)
+        self.rows.update((row.trial_id, row) for row in new)
+        self.counts.update((row.phase, row.state) for row in new)
+        self.spent_seconds += sum(row.spent_seconds for row in new)
+        self.last_position = max((row.position for row in new), default=self.last_position)
 
     def unfinished(self, phase: str) -> int:
         """How many trials of a phase are queued or running."""

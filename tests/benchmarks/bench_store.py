@@ -18,6 +18,7 @@ from agent.assignment import TrainAssignment
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.store import Store, StoreReader
 from coordinator.study import read_study
+from coordinator.trials import Trials
 from scaling.architecture import Architecture
 from scaling.observations import Failure, Progress, Provenance
 from scaling.recipes import TrainingRecipe
@@ -129,13 +130,15 @@ def scrape_seconds(run_directory: Path) -> float:
 
 
 def restart_seconds(run_directory: Path) -> float:
-    """Open for writing, check the file, put back what ran, and read every trial."""
+    """Open for writing, check the file, put back what ran, and take up every trial, here all of them unfinished.
+
+    `bench_fleet.py size` tells what the whole coordinator takes for a run whose trials have ended but for the last.
+    """
     started = time.perf_counter()
     with Store.resume(run_directory) as store:
         store.requeue_running(now_unix=3)
-        store.trials()
+        Trials().add(store.trials())
         store.attempts(unfinished=True)
-        store.observations()
         return time.perf_counter() - started
 
 

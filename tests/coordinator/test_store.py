@@ -121,6 +121,29 @@ def test_a_damaged_record_is_told_to_a_reader(run_copy: Path) -> None:
         reader.observations()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE work SET planned = replace(planned, 'space', 'spac3') WHERE position = 2",
+        "UPDATE work SET trial_id = 'train-0' WHERE position = 2",
+        "DELETE FROM work WHERE position = 2",
+    ],
+)
+def test_damaged_work_of_an_ended_trial_is_told_when_it_is_asked_for(run_copy: Path, damage: str) -> None:
+    run_sql(run_copy / FILE_NAME, damage)
+    with Store.resume(run_copy) as store:
+        rows = store.trials()
+        assert rows[0].planned.trial_id == rows[0].trial_id
+        with pytest.raises(StoreError, match="is damaged"):
+            _ = rows[1].planned
+
+
+def test_missing_work_of_a_waiting_trial_is_told_when_the_trials_are_read(driver, trial: str) -> None:
+    driver.store._database.execute("DELETE FROM work WHERE trial_id = ?", (trial,))
+    with pytest.raises(StoreError, match="different trials"):
+        driver.store.trials()
+
+
 def test_a_directory_without_a_store_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no run directory.*archfleet run"):
         StoreReader.open(tmp_path)
