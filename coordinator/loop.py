@@ -38,6 +38,7 @@ from coordinator.dispatch import (
     Start,
 )
 from coordinator.errors import UserError
+from coordinator.evidence import NUM_FITTED, Evidence
 from coordinator.fleet.base import (
     AgentAlive,
     AgentDraining,
@@ -100,6 +101,7 @@ class Coordinator:
     vitals: Vitals = field(default_factory=Vitals)
     _study: StudySpec = field(init=False)
     _dispatch: Dispatch = field(init=False)
+    _evidence: Evidence = field(init=False)
     _trials: Trials = field(init=False, default_factory=Trials)
     _roster: Roster = field(init=False, default_factory=Roster)
     _stages: list[str] = field(init=False, default_factory=list)
@@ -112,11 +114,6 @@ class Coordinator:
     """Instructions with the wall time of their decision, not committed yet."""
     _ended: set[str] = field(init=False, default_factory=set)
     """Phases in which a trial ended since the planner was last asked."""
-    _observations: list[Observation] | None = field(init=False, default=None)
-    """All observations, once somebody asked for them."""
-    _analysis: Analysis | None = field(init=False, default=None)
-    _num_losses_fitted: int = field(init=False, default=-1)
-    _law_sentence: str = field(init=False, default="")
     _written_monotonic: float = field(init=False, default=float("-inf"))
     _vitals_monotonic: float = field(init=False, default=float("-inf"))
     _woke_monotonic: float | None = field(init=False, default=None)
@@ -194,8 +191,7 @@ class Coordinator:
             failures=failure_counts(self.store.attempts(unfinished=True)),
             baselines=self._baselines(),
         )
-        if (fit := self.store.last_fit()) is not None:
-            self._law_sentence = Analysis.from_json(fit.record).sentence()
+        self._evidence = Evidence(self.store, self.planner, self._study)
         with self.store.transaction():
             self.store.set_meta("state", "running")
             self.store.set_meta("granted_seconds", "" if self.granted_seconds is None else repr(self.granted_seconds))
@@ -323,7 +319,7 @@ class Coordinator:
             speed=self._priced,
             stages=tuple(self._stages),
             trials=tuple(self._trials.rows.values()),
-            observations=tuple(self._all_observations()),
+            observations=tuple(self._evidence.observations),
             elapsed_seconds=self._elapsed_seconds(),
             bench_hardware=self._bench_hardware or self._dispatch.commonest_hardware(),
             fit=self._fit,
@@ -337,30 +333,22 @@ class Coordinator:
 
     # Fits
 
-    def _all_observations(self) -> list[Observation]:
-        if self._observations is None:
-            self._observations = self.store.observations()
-        return self._observations
-
     @property
     def _num_losses(self) -> int:
         return self._trials.counts["train", "succeeded"]
 
     def _refit_if_stale(self) -> None:
         """Refit what status and metrics show, unless so few losses are new that it would look the same."""
-        num_new = self._num_losses - max(self._num_losses_fitted, 0)
-        if self._num_losses and num_new >= max(1, self.refit_share * self._num_losses_fitted):
+        if self._evidence.is_stale(self._num_losses, share=self.refit_share):
             self._fit()
 
     def _fit(self) -> Analysis | None:
         """The law from all losses so far; fitted only where there is a loss that the last fit did not know."""
-        if self._num_losses == self._num_losses_fitted:
-            return self._analysis
+        if self._evidence.num_fitted == self._num_losses:
+            return self._evidence.analysis
         started = self.monotonic()
-        analysis = self.planner.fit(self._study, self._all_observations())
-        self._analysis, self._num_losses_fitted = analysis, self._num_losses
+        analysis = self._evidence.fit(self._num_losses)
         if analysis is not None:
-            self._law_sentence = analysis.sentence()
             seconds, now = self.monotonic() - started, self.wall()
 
             def write() -> None:
@@ -371,7 +359,7 @@ class Coordinator:
                     record=analysis.to_json(),
                     now_unix=now,
                 )
-                self.store.set_meta("num_losses_fitted", str(self._num_losses_fitted))
+                self.store.set_meta(NUM_FITTED, str(self._num_losses))
 
             self._committed(write)
         return analysis
@@ -500,8 +488,7 @@ class Coordinator:
         self._trials.end(trial_id, state, now_unix=unix)
         self._ended.add(self._trials.rows[trial_id].phase)
         self._running.pop(trial_id, None)
-        if self._observations is not None:
-            self._observations.append(observation)
+        self._evidence.add(observation)
 
     def _note_agent(self, event: FleetEvent) -> None:
         now = self.wall()
@@ -595,7 +582,7 @@ class Coordinator:
             budget_seconds=60 * self._study.budget.wall_minutes,
             seconds_left=forecast.seconds_left(self._study, trials, self._priced, self._token_scale),
             spent_agent_seconds=self._trials.spent_seconds,
-            law=self._law_sentence,
+            law=self._evidence.sentence,
             running=tuple(self._running.values()),
         )
 
