@@ -5,6 +5,7 @@ The probe at the start cannot know who else will use the machine later: what fin
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from agent.assignment import TrainAssignment
 from coordinator.budget import Speed, bench_seconds, num_benchmarks, num_validation_runs
@@ -12,6 +13,9 @@ from coordinator.choice import num_first_served
 from coordinator.plan import PlannedTrial
 from coordinator.store import TrialRow
 from coordinator.study import StudySpec
+
+NUM_TIMED = 1000
+"""So many finished trials tell how slow the agents are."""
 
 
 def describe(planned: PlannedTrial) -> str:
@@ -52,8 +56,11 @@ def target_run_seconds(study: StudySpec, speed: Speed, scale: float) -> float:
 
 
 def slowdown(trials: Sequence[TrialRow], speed: Speed) -> float:
-    """What finished training trials took, over what the probe said; 1 while none has finished."""
-    done = [t for t in trials if t.state == "succeeded" and t.phase == "train"]
+    """What finished training trials took, over what the probe said; 1 while none has finished.
+
+    Of many finished trials the last planned are looked at: to read all is dear after a restart.
+    """
+    done = list(islice((t for t in reversed(trials) if t.state == "succeeded" and t.phase == "train"), NUM_TIMED))
     expected = sum(speed.assignment_seconds(t.planned.assignment) for t in done)
     # Spent time is by the wall clock, which may have been set back: never so little that a run seems to cost nothing.
     return max(0.1, sum(t.spent_seconds for t in done) / expected) if expected else 1.0

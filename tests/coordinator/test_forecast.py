@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.forecast import describe, expected_trials, seconds_left
+from coordinator import forecast
+from coordinator.forecast import describe, expected_trials, seconds_left, slowdown
 from coordinator.store import StoreReader
 
 
@@ -52,6 +53,19 @@ def test_progress_of_a_running_trial_counts(study, driver) -> None:
     cost = speed.assignment_seconds(driver.store.trials()[0].planned.assignment)
     left = seconds_left(study, driver.store.trials(), speed, 1.0)
     assert before - left == pytest.approx(0.5 * cost / speed.num_agents)
+
+
+def test_of_many_finished_trials_the_last_planned_tell_how_slow_the_agents_are(driver, monkeypatch) -> None:
+    driver.plan()
+    speed = driver.state().speed
+    for trial_id in driver.queued()[:4]:
+        driver.run_trial(trial_id)
+    done = [row for row in driver.store.trials() if row.state == "succeeded"]
+    costs = [speed.assignment_seconds(row.planned.assignment) for row in done]
+    trials = [row._replace(spent_seconds=(3 if place < 2 else 2) * costs[place]) for place, row in enumerate(done)]
+    assert slowdown(trials, speed) > 2.1
+    monkeypatch.setattr(forecast, "NUM_TIMED", 2)
+    assert slowdown(trials, speed) == pytest.approx(2)
 
 
 def test_a_training_is_described_by_shape_tokens_and_role(driver) -> None:
