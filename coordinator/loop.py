@@ -202,8 +202,9 @@ class Coordinator:
             )
         if self._trials.rows:
             self._dispatch.enqueue(self._needs(interrupted))
-            queued = [name for name, row in self._trials.rows.items() if row.state == "queued"]
-            waiting = [name for name in queued if name not in set(interrupted)]
+            first = set(interrupted)
+            queued = (name for name, row in self._trials.rows.items() if row.state == "queued")
+            waiting = [name for name in queued if name not in first]
             self._dispatch.enqueue(self._needs(waiting))
             done = self._trials.num("succeeded", "failed")
             self.view.note(f"resuming: {done} trials done, {len(interrupted)} interrupted, {len(waiting)} waiting")
