@@ -64,6 +64,8 @@ class Fail:
     """The agent's own report; null where the agent could not give one."""
     spent_seconds: float = 0.0
     agent: str = ""
+    expired: bool = False
+    """Whether its lease ran out."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Lease:
     expires: float
     started: float = 0.0
     reserved_seconds: float = 0.0
+    node: str = ""
 
 
 @dataclass
@@ -184,6 +187,8 @@ class AgentState:
 
     hardware: str
     node: str
+    heard: float = 0.0
+    """When it last gave a sign of life."""
     draining: bool = False
     canary_expires: float | None = None
     """When a canary under way counts as hung; null when none is."""
@@ -227,6 +232,7 @@ class Dispatch:
     _held: dict[str, str] = field(default_factory=dict)
     """Trial by the agent that holds it."""
     _failed_on: dict[str, set[str]] = field(default_factory=dict)
+    """Agents, and their nodes, on which a trial failed."""
     _num_quarantines: dict[str, int] = field(default_factory=dict)
     _engine_failures: dict[str, set[str]] = field(default_factory=dict)
     """Trials whose engine did not start, by node."""
@@ -303,7 +309,7 @@ class Dispatch:
         """An agent is ready for work. One that joins anew has lost whatever it held, but not its quarantine."""
         failed = self._fail_held(agent, "it was started anew", now)
         self._not_idle(agent)
-        self.agents[agent] = AgentState(hardware, node or agent)
+        self.agents[agent] = AgentState(hardware, node or agent, heard=now)
         if agent in self.quarantined or (self.canary_every_seconds is not None and judged(hardware)):
             return [*failed, self._probe(agent, now), *self.assign(now=now)]
         self._idles(agent)
@@ -321,6 +327,11 @@ class Dispatch:
         if agent in self.agents:
             self.agents[agent].draining = True
             self._not_idle(agent)
+
+    def agent_alive(self, agent: str, *, now: float) -> None:
+        """An agent with nothing to tell has answered: it lives, but that renews no lease."""
+        if agent in self.agents:
+            self.agents[agent].heard = now
 
     def canary_measured(self, agent: str, kind: str, rate: float, *, now: float) -> list[Instruction]:
         """A canary: the first ones of a hardware make its baseline, later ones are held against it."""
@@ -349,6 +360,7 @@ class Dispatch:
         self, agent: str, trial_id: str, epoch: int, item: Progress | Observation, *, now: float
     ) -> list[Instruction]:
         """An agent reports on a trial it was given."""
+        self.agent_alive(agent, now=now)
         lease = self.leases.get(trial_id)
         if lease is None or (lease.agent, lease.epoch) != (agent, epoch):
             return [Reject(trial_id, epoch, agent, "fenced" if trial_id in self.epochs else "unknown_trial")]
@@ -369,9 +381,7 @@ class Dispatch:
         """Time has passed: end expired leases and hung canaries, ask for canaries that are due."""
         instructions: list[Instruction] = []
         for trial_id, lease in [(trial, lease) for trial, lease in self.leases.items() if lease.expires < now]:
-            silence = f"no sign of life from agent {lease.agent} for {self.lease_seconds:.0f} s"
-            self.agents.pop(lease.agent, None)
-            instructions += [self._fail(trial_id, "timeout", silence, now), Restart(lease.agent)]
+            instructions += [self._expire(trial_id, lease, now), Restart(lease.agent)]
         for agent, state in self.agents.items():
             if state.canary_expires is not None and state.canary_expires < now:
                 state.canary_expires = state.next_canary = None
@@ -386,6 +396,7 @@ class Dispatch:
         for trial_id, lease in self.leases.items():
             self.leases[trial_id] = replace(lease, expires=lease.expires + seconds)
         for state in self.agents.values():
+            state.heard += seconds
             if state.canary_expires is not None:
                 state.canary_expires += seconds
 
@@ -401,7 +412,8 @@ class Dispatch:
             self._not_idle(agent)
             epoch = self.epochs[trial_id] = self.epochs.get(trial_id, 0) + 1
             seconds = self._needs[trial_id].seconds
-            self.leases[trial_id] = Lease(agent, epoch, now + self.lease_seconds, now, seconds)
+            node = self.agents[agent].node
+            self.leases[trial_id] = Lease(agent, epoch, now + self.lease_seconds, now, seconds, node)
             self._held[agent] = trial_id
             self.reserved_seconds += seconds
             started.append(Start(agent, trial_id, epoch))
@@ -412,13 +424,14 @@ class Dispatch:
     def _choose(self) -> tuple[str, deque[tuple[int, str]], int] | None:
         """The first trial that an idle agent can take: that agent, the trial's lane, and its place there.
 
-        A trial that failed before goes to an agent on which it did not, where one is idle; else such an agent does
-        something else, where there is something; else it tries again. No agent waits while there is work for it.
+        A trial that failed before goes to a node on which it did not, where one has an idle agent; else to another
+        agent; else such an agent does something else, where there is something; else it tries again. No agent waits
+        while there is work for it.
         """
         for _, needs, lane in sorted(self._heads()):
             fit = self._idle_for(needs)
-            failed_on = self._failed_on.get(lane[0][1], ())
-            if (fresh := _longest_idle(fit, failed_on)) is not None:
+            failed_on = self._failed_on.get(lane[0][1], set())
+            if (fresh := self._fresh_among(fit, failed_on)) is not None:
                 return fresh, lane, 0
             agent = _longest_idle(fit, ())
             assert agent is not None, "only lanes with an idle agent have a head"
@@ -434,6 +447,17 @@ class Dispatch:
                 fit = tuple(kind for kind in kinds if wanted is None or kind in wanted)
                 if fit:
                     yield lane[0][0], fit, lane
+
+    def _fresh_among(self, fit: list[dict[str, int]], failed_on: set[str]) -> str | None:
+        """The agent idle for longest on another node than those of `failed_on`; else the one that is not in it."""
+        if failed_on:
+            elsewhere = [
+                {agent: place for agent, place in group.items() if self.agents[agent].node not in failed_on}
+                for group in fit
+            ]
+            if (agent := _longest_idle(elsewhere, failed_on)) is not None:
+                return agent
+        return _longest_idle(fit, failed_on)
 
     def _idle_for(self, kinds: Iterable[str]) -> list[dict[str, int]]:
         return [self._idle[kind] for kind in kinds]
@@ -489,8 +513,24 @@ class Dispatch:
             return []
         return [self._fail(trial_id, "agent-lost", f"agent {agent} was lost: {reason}", now)]
 
+    def _expire(self, trial_id: str, lease: Lease, now: float) -> Fail:
+        """A lease ran out: with its agent, of which nothing is known, or, where the agent answers, for the trial."""
+        state = self.agents.pop(lease.agent, None)
+        if state is not None and state.heard > now - self.lease_seconds:
+            stuck = f"agent {lease.agent} answers, but told nothing of the trial for {self.lease_seconds:g} s"
+            return self._fail(trial_id, "timeout", stuck, now, expired=True)
+        silence = f"no sign of life from agent {lease.agent} for {self.lease_seconds:g} s"
+        return self._fail(trial_id, "agent-lost", silence, now, expired=True)
+
     def _fail(
-        self, trial_id: str, kind: FailureKind, message: str, now: float, *, failure: Failure | None = None
+        self,
+        trial_id: str,
+        kind: FailureKind,
+        message: str,
+        now: float,
+        *,
+        failure: Failure | None = None,
+        expired: bool = False,
     ) -> Fail:
         lease = self.leases[trial_id]
         spent = self._settle(trial_id, now)
@@ -500,9 +540,9 @@ class Dispatch:
         if final:
             self._forget(trial_id)
         else:
-            self._failed_on.setdefault(trial_id, set()).add(lease.agent)
+            self._failed_on.setdefault(trial_id, set()).update((lease.agent, lease.node))
             self._enqueue(trial_id, front=True)
-        return Fail(trial_id, lease.epoch, kind, message, final, failure, spent, lease.agent)
+        return Fail(trial_id, lease.epoch, kind, message, final, failure, spent, lease.agent, expired)
 
     def _settle(self, trial_id: str, now: float) -> float:
         """End a lease: what was reserved for it is free again, what it took is spent. Returns the latter."""

@@ -1,5 +1,6 @@
 """Journal: what an instruction and a new agent leave in the store. Nothing else happens, so it can be repeated."""
 
+import json
 import socket
 from collections.abc import Callable
 
@@ -18,12 +19,19 @@ from coordinator.dispatch import (
     Start,
 )
 from coordinator.fleet.base import AgentJoined
-from coordinator.store import AgentRow, Store
+from coordinator.store import AgentRow, Store, StoreReader
 from coordinator.vitals import tally_result
 from scaling.observations import Failure, Provenance
 
 
-def write(store: Store, instruction: Instruction, unix: float, *, hardware_of: Callable[[str], str]) -> None:
+def write(
+    store: Store,
+    instruction: Instruction,
+    unix: float,
+    *,
+    hardware_of: Callable[[str], str],
+    lease_seconds: float = LEASE_SECONDS,
+) -> None:
     """An instruction's trace in the store.
 
     Args:
@@ -31,36 +39,47 @@ def write(store: Store, instruction: Instruction, unix: float, *, hardware_of: C
         instruction: as dispatch gave it.
         unix: when it was decided.
         hardware_of: the kind of an agent's device.
+        lease_seconds: after which a lease ends without a sign of life.
     """
     match instruction:
         case Start(agent, trial_id, epoch):
-            expires = unix + LEASE_SECONDS
+            expires = unix + lease_seconds
             hardware = hardware_of(agent)
             store.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix, expires_unix=expires)
         case Renew(trial_id, progress):
-            store.record_progress(trial_id, progress, expires_unix=unix + LEASE_SECONDS)
+            store.record_progress(trial_id, progress, expires_unix=unix + lease_seconds)
             store.tally("reports", "progress")
         case Accept(trial_id, epoch, observation):
             store.record_result(trial_id, epoch, observation, now_unix=unix)
             tally_result(store, observation)
-        case Fail(trial_id, epoch, kind, _, final, told):
+        case Fail(trial_id, epoch, _, _, final, told):
             hardware = hardware_of(instruction.agent)
             store.record_failure(
                 trial_id, epoch, failure_of(instruction, unix, hardware=hardware), final=final, now_unix=unix
             )
             if told is not None:
                 tally_result(store, told)
-            elif kind == "timeout":
+            elif instruction.expired:
                 store.tally("leases_expired", phase=trial_id.partition("-")[0], hardware=hardware)
         case Reject(trial_id, epoch, agent, reason):
             store.reject(trial_id, epoch=epoch, agent=agent, reason=reason, now_unix=unix)
         case Judge(agent, hardware, kind, rate, baseline):
             deviation = None if baseline is None else rate / baseline - 1
             store.add_canary(agent=agent, hardware=hardware, kind=kind, rate=rate, deviation=deviation, now_unix=unix)
-        case Quarantine():
+        case Quarantine(agent, reason):
             store.count("quarantines")
-        case Probe() | Release() | Restart():
+            store.set_meta("quarantined", json.dumps(quarantined(store) | {agent: reason}))
+        case Release(agent):
+            left = {name: reason for name, reason in quarantined(store).items() if name != agent}
+            store.set_meta("quarantined", json.dumps(left))
+        case Probe() | Restart():
             pass
+
+
+def quarantined(store: StoreReader) -> dict[str, str]:
+    """Why, by the agents that get no work until a good canary."""
+    found: dict[str, str] = json.loads(store.meta("quarantined") or "{}")
+    return found
 
 
 def failure_of(fail: Fail, unix: float, *, hardware: str) -> Failure:

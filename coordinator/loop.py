@@ -98,6 +98,7 @@ class Coordinator:
     free_bytes: Callable[[Path], int] = lambda directory: shutil.disk_usage(directory).free
     view_seconds: float = VIEW_SECONDS
     refit_share: float = REFIT_SHARE
+    lease_seconds: float = LEASE_SECONDS
     vitals: Vitals = field(default_factory=Vitals)
     _study: StudySpec = field(init=False)
     _dispatch: Dispatch = field(init=False)
@@ -183,13 +184,14 @@ class Coordinator:
         self._stages = self.store.stages()
         self._ended = {phase for phase, _ in self._trials.counts}
         self._dispatch = Dispatch(
-            lease_seconds=LEASE_SECONDS,
+            lease_seconds=self.lease_seconds,
             granted_seconds=self.granted_seconds,
             canary_every_seconds=60 * self._study.budget.canary_every_minutes or None,
             spent_seconds=self._trials.spent_seconds,
             epochs={row.trial_id: row.epoch for row in self._trials.rows.values() if row.epoch},
             failures=failure_counts(self.store.attempts(unfinished=True)),
             baselines=self._baselines(),
+            quarantined=journal.quarantined(self.store),
         )
         self._evidence = Evidence(self.store, self.planner, self._study)
         with self.store.transaction():
@@ -221,13 +223,18 @@ class Coordinator:
     def _await_agents(self) -> None:
         """All agents join before the probe, so that its price includes their crowding one another."""
         deadline = self._fleet_started + JOIN_SECONDS
-        while self._num_settled() < self.num_agents and self.monotonic() < deadline and not self.stop_requested():
+        while self._num_settled() < self._num_wanted() and self.monotonic() < deadline and not self.stop_requested():
             self._listen()
         self._require_agents()
 
+    def _num_wanted(self) -> int:
+        """As many agents as there is room for; one where there is none yet."""
+        return max(1, min(self.num_agents, self.fleet.num_slots()))
+
     def _num_settled(self) -> int:
         """Agents that are up and not at their canary."""
-        return len(self._dispatch.idle) + len(self._dispatch.quarantined)
+        states = map(self._dispatch.agent_state, self._dispatch.agents)
+        return sum(state in ("idle", "quarantined") for state in states)
 
     def _price(self) -> None:
         """Measure the agents' speed once per run; the token scale that follows from it is kept for good."""
@@ -393,7 +400,8 @@ class Coordinator:
                 return self._dispatch.canary_measured(agent, kind, rate, now=now)
             case Reported(agent, trial_id, epoch, item):
                 return self._dispatch.reported(agent, trial_id, epoch, item, now=now)
-            case AgentAlive():
+            case AgentAlive(agent):
+                self._dispatch.agent_alive(agent, now=now)
                 return []
 
     def _decide(self, instructions: list[Instruction]) -> None:
@@ -410,7 +418,13 @@ class Coordinator:
 
         def write() -> None:
             for instruction, unix in self._decided:
-                journal.write(self.store, instruction, unix, hardware_of=self._roster.hardware)
+                journal.write(
+                    self.store,
+                    instruction,
+                    unix,
+                    hardware_of=self._roster.hardware,
+                    lease_seconds=self.lease_seconds,
+                )
             for row in rows:
                 self.store.upsert_agent(row)
             self.store.set_meta("loop_unix", repr(self.wall()))
@@ -556,8 +570,8 @@ class Coordinator:
             sentence = f"no agent has the hardware that the study asks for: {wanted}; there is {there}."
             if self._study.budget.missing_hardware == "fail":
                 raise UserError(
-                    f"{sentence}\nBring such a node, name another kind under [budget] and start anew with "
-                    '`archfleet run --new`, or set budget.missing_hardware = "wait".'
+                    f"{sentence}\nBring such a node, name another kind under [budget] or [serving] and start anew "
+                    'with `archfleet run --new`, or set budget.missing_hardware = "wait".'
                 )
             self.view.note(f"{sentence} Waiting for one.")
         self._missing_noted = set(missing)

@@ -1,8 +1,12 @@
 """Which archfleet this is."""
 
+import hashlib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+
+PACKAGES = ("hwprofiles", "scaling", "agent", "coordinator")
 
 
 def version() -> str:
@@ -11,6 +15,17 @@ def version() -> str:
         return distribution_version("archfleet")
     except PackageNotFoundError:
         return "uninstalled"
+
+
+def code_digest() -> str:
+    """SHA-256 of the source that this process runs: two machines with equal digests run the same archfleet."""
+    digest = hashlib.sha256()
+    for name in PACKAGES:
+        folder = Path(str(import_module(name).__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{name}/{file.relative_to(folder).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def git_commit() -> str | None:

@@ -22,6 +22,7 @@ from agent.device import describe_device, make_provenance, pretended_hardware, v
 from agent.engines.canary import measure_canary
 from agent.worker import Worker
 from coordinator.fleet.outbox import Message, Outbox
+from coordinator.version import code_digest
 from scaling.architecture import Architecture
 from scaling.observations import Failure, Observation, Progress
 
@@ -42,11 +43,12 @@ class AgentActor:
         self._reason = ""
 
     def describe(self) -> dict[str, Any]:
-        """Which hardware this is, the process that serves it, and the time of its wall clock."""
+        """Which hardware this is, the process that serves it, its code, and the time of its wall clock."""
         return {
             "hardware": pretended_hardware() or describe_device().hardware,
             "pid": os.getpid(),
             "versions": dict(versions()),
+            "code": code_digest(),
             "unix": time.time(),
         }
 

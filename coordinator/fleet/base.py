@@ -82,6 +82,9 @@ class Fleet(Protocol):
     def start(self) -> None:
         """Bring the agents up; each announces itself as `AgentJoined` through `poll`."""
 
+    def num_slots(self) -> int:
+        """How many agents there is room for now, those that are not up yet included."""
+
     def probe(self, architecture: Architecture, *, seconds: float) -> list[float]:
         """Training tokens/s of this shape on every agent, all probed at the same time."""
 

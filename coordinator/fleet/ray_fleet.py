@@ -32,6 +32,7 @@ from coordinator.fleet.base import (
 from coordinator.fleet.outbox import Message
 from coordinator.fleet.placement import Slot, slots_of
 from coordinator.fleet.ray_session import RaySession
+from coordinator.version import code_digest, version
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
 
@@ -97,6 +98,8 @@ class RayFleet:
         """Packed checkpoints of trials that were interrupted, in Ray's object store."""
         self._rests: dict[str, tuple[float, float]] = {}
         """Agents that did not come up → (not before, seconds of this rest)."""
+        self._slots: dict[str, Slot] = {}
+        self._code = ""
         self._failed_starts = 0
         self._ever_joined = False
         self._nodes_checked = 0.0
@@ -105,9 +108,14 @@ class RayFleet:
     def start(self) -> None:
         """Connect to Ray, publish the blobs, start the agents."""
         self._ray = self._session.connect()
+        self._code = code_digest()
         for blob in sorted(self._blob_directory.iterdir()):
             self._blobs[blob.name] = [self._ray.put(blob.read_bytes())]
         self._follow_nodes()
+
+    def num_slots(self) -> int:
+        """Agents that the living nodes have room for, but those that did not come up."""
+        return len(self._slots.keys() - self._rests.keys())
 
     def probe(self, architecture: Architecture, *, seconds: float) -> list[float]:
         """Training tokens/s of this shape on every joined agent, all probed at the same time."""
@@ -171,7 +179,7 @@ class RayFleet:
         self._nodes_checked = time.monotonic()
         prefix = "agent" if self._session.is_local else None
         found = slots_of(self._ray.nodes(), max_agents=self._max_agents, prefix=prefix)
-        slots = {slot.agent: slot for slot in found}
+        slots = self._slots = {slot.agent: slot for slot in found}
         gone = [name for name in self._agents if name not in slots]
         for name in gone:
             del self._agents[name]
@@ -197,6 +205,8 @@ class RayFleet:
         self._call(agent, "describe", then=lambda facts: self._described(agent, facts, asked))
 
     def _described(self, agent: _Agent, facts: dict[str, Any], asked_unix: float) -> list[FleetEvent]:
+        if facts["code"] != self._code:
+            return self._refused(agent, facts)
         agent.joined = self._ever_joined = True
         self._rests.pop(agent.slot.agent, None)
         return [
@@ -246,19 +256,36 @@ class RayFleet:
 
     def _lost(self, agent: _Agent, error: Exception) -> list[FleetEvent]:
         """Forget an agent. One that had joined is started anew at once, one that never did after a rest."""
-        name = agent.slot.agent
+        reason = _first_line(error)
+        if not agent.joined:
+            self._rest(agent.slot.agent, f"agents do not start: {reason}. `python -m agent --help` may tell more.")
+        return self._forget(agent, reason)
+
+    def _refused(self, agent: _Agent, facts: dict[str, Any]) -> list[FleetEvent]:
+        """An agent whose code is not ours must not work: what it measures, and how it reports, may differ."""
+        theirs = f"{facts['versions'].get('archfleet', 'unknown')} (code {facts['code'][:12]})"
+        reason = (
+            f"node {agent.slot.node} runs another archfleet, {theirs}; "
+            f"this coordinator is {version()} (code {self._code[:12]})"
+        )
+        self._rest(
+            agent.slot.agent,
+            f"{reason}.\nOurs travels along: uninstall archfleet on that node, or take its folder from PYTHONPATH.",
+        )
+        return self._forget(agent, reason)
+
+    def _forget(self, agent: _Agent, reason: str) -> list[FleetEvent]:
         agent.pending.clear()
         with suppress(Exception):
             self._ray.kill(agent.handle)
-        self._agents.pop(name, None)
-        if not agent.joined:
-            self._rest(name, error)
-        return [AgentLost(name, _first_line(error)), *self._follow_nodes()]
+        self._agents.pop(agent.slot.agent, None)
+        return [AgentLost(agent.slot.agent, reason), *self._follow_nodes()]
 
-    def _rest(self, name: str, error: Exception) -> None:
+    def _rest(self, name: str, why_none: str) -> None:
+        """Try later; give up with `why_none` where no agent ever came up."""
         self._failed_starts += 1
         if not self._ever_joined and self._failed_starts >= MAX_FAILED_STARTS:
-            raise UserError(f"agents do not start: {_first_line(error)}. `python -m agent --help` may tell more.")
+            raise UserError(why_none)
         _, last = self._rests.get(name, (0.0, FIRST_REST_SECONDS / 2))
         seconds = min(2 * last, LONGEST_REST_SECONDS)
         self._rests[name] = (time.monotonic() + seconds, seconds)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coordinator.errors import UserError
+from coordinator.version import PACKAGES
 
-PACKAGES = ("hwprofiles", "scaling", "agent", "coordinator")
 OBJECT_STORE_BYTES = 100 * 2**20
 CONNECT_TIMEOUT_SECONDS = 30.0
 LISTEN_TIMEOUT_SECONDS = 5.0

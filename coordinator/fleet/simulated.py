@@ -234,6 +234,10 @@ class SimulatedFleet:
             self._end(agent)
             self._come(agent, self._random.uniform(1, 10))
 
+    def num_slots(self) -> int:
+        """All agents, present or on their way."""
+        return len(self._agents)
+
     def probe(self, architecture: Architecture, *, seconds: float) -> list[float]:
         """Training tokens/s of this shape on every agent, crowding and drift left out."""
         self._advance(self.clock.seconds + seconds)

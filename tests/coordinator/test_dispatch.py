@@ -147,9 +147,44 @@ def test_a_silent_agent_loses_its_lease_and_is_restarted(dispatch: Dispatch) -> 
     assert dispatch.tick(now=LEASE) == []
     fail, restart = dispatch.tick(now=LEASE + 1)
     assert isinstance(fail, Fail)
-    assert (fail.kind, fail.final) == ("timeout", False)
-    assert "a" in fail.message
+    assert (fail.kind, fail.final, fail.expired) == ("agent-lost", False, True)
+    assert fail.message == "no sign of life from agent a for 60 s"
     assert restart == Restart("a")
+
+
+def test_a_silent_agents_trial_is_leased_again_when_its_lease_ends(dispatch: Dispatch) -> None:
+    running(dispatch)
+    dispatch.agent_joined("b", now=1)
+    assert dispatch.tick(now=LEASE + 0.001)[1:] == [Restart("a"), Start("b", "t", 2)]
+
+
+def test_silence_is_never_held_against_the_trial_more_often_than_a_lost_agent(dispatch: Dispatch) -> None:
+    running(dispatch)
+    finals = []
+    for attempt in range(RETRIES["agent-lost"] + 1):
+        now = attempt * 2 * LEASE
+        fail = dispatch.tick(now=now + LEASE + 1)[0]
+        assert isinstance(fail, Fail)
+        finals.append(fail.final)
+        dispatch.agent_joined("a", now=now + 2 * LEASE)
+    assert finals == [False] * RETRIES["agent-lost"] + [True]
+
+
+def test_a_trial_that_hangs_on_an_agent_that_answers_has_timed_out(dispatch: Dispatch) -> None:
+    running(dispatch)
+    dispatch.agent_alive("a", now=LEASE)
+    fail, restart = dispatch.tick(now=LEASE + 1)
+    assert isinstance(fail, Fail)
+    assert (fail.kind, fail.expired) == ("timeout", True)
+    assert fail.message == "agent a answers, but told nothing of the trial for 60 s"
+    assert restart == Restart("a")
+
+
+def test_an_answer_without_news_renews_no_lease(dispatch: Dispatch) -> None:
+    running(dispatch)
+    dispatch.agent_alive("a", now=50)
+    dispatch.agent_alive("nobody", now=50)
+    assert dispatch.leases["t"].expires == LEASE
 
 
 def test_a_restarted_agent_gets_nothing_before_it_joins(dispatch: Dispatch) -> None:
@@ -254,6 +289,17 @@ def test_a_failed_attempt_prefers_another_agent(dispatch: Dispatch) -> None:
     running(dispatch)
     join(dispatch, "b")
     assert dispatch.reported("a", "t", 1, failure("t"), now=1)[1:] == [Start("b", "t", 2)]
+
+
+def test_a_failed_attempt_prefers_another_node(dispatch: Dispatch) -> None:
+    join(dispatch, "a", node="n1")
+    dispatch.enqueue(["t"])
+    dispatch.assign(now=0)
+    for agent, node in (("b", "n1"), ("c", "n2"), ("d", "n3")):
+        join(dispatch, agent, node=node)
+    assert dispatch.agent_lost("a", "killed", now=1)[1:] == [Start("c", "t", 2)]
+    assert dispatch.agent_lost("c", "killed", now=2)[1:] == [Start("d", "t", 3)]
+    assert dispatch.agent_lost("d", "killed", now=3)[1:] == [Start("b", "t", 4)]
 
 
 def test_an_agent_does_other_work_before_it_repeats_its_own_failure(dispatch: Dispatch) -> None:
