@@ -14,6 +14,8 @@ PLAIN_ENGINES = frozenset({"transformers"})
 """Engines whose driver has one device and neither quantised weights nor a KV cache of another dtype."""
 VLLM_CPU_HEAD_SIZES: tuple[int, ...] = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's attention on a CPU."""
+SGLANG_CPU_MULTIPLE = 32
+"""SGLang (0.5.21) pads intermediate sizes on a CPU to multiples of this."""
 VLLM_CPU_FP8_CACHE_MULTIPLE = 32
 """An fp8 KV cache on a CPU wants head sizes that are multiples of this."""
 FP8_CACHE_CPU_FLAGS = frozenset({"avx512f", "amx_tile"})
@@ -67,8 +69,20 @@ def check_shape(candidate: Candidate, recipe: ServingRecipe, machine: Machine) -
         return
     if recipe.engine == "vllm" and not machine.on_gpu:
         _check_cpu_head_size(candidate, recipe)
+    if recipe.engine == "sglang" and not machine.on_gpu:
+        _check_cpu_padding(candidate)
     if recipe.tensor_parallel_size > 1:
         _check_shares(candidate, recipe.tensor_parallel_size)
+
+
+def _check_cpu_padding(candidate: Candidate) -> None:
+    size = candidate.architecture.intermediate_size
+    if size % SGLANG_CPU_MULTIPLE:
+        padded = -(-size // SGLANG_CPU_MULTIPLE) * SGLANG_CPU_MULTIPLE
+        raise ValueError(
+            f"{candidate.name}: SGLang on a CPU pads intermediate_size {size} to {padded}, which is another "
+            f"architecture; expected a multiple of {SGLANG_CPU_MULTIPLE}. Measure it with --engine vllm, or on a GPU"
+        )
 
 
 def _check_plain(recipe: ServingRecipe) -> None:

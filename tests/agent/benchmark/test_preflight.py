@@ -62,6 +62,14 @@ def test_head_sizes_that_vllm_lacks_on_a_cpu_are_refused_there_alone():
     check_campaign(campaign(engine="transformers", architecture=odd), memory(1e12))
 
 
+def test_sizes_that_sglang_pads_on_a_cpu_are_refused_there_alone():
+    odd = LLAMA_1B.model_copy(update={"intermediate_size": 300})
+    with pytest.raises(ValueError, match="SGLang on a CPU pads intermediate_size 300 to 320"):
+        check_campaign(campaign(engine="sglang", architecture=odd), memory(1e12))
+    check_campaign(campaign(engine="sglang", architecture=odd), memory(1e12, on_gpu=True))
+    check_campaign(campaign(engine="vllm", architecture=odd), memory(1e12))
+
+
 def test_the_fake_engine_refuses_what_its_pretended_machine_cannot_hold():
     check_campaign(campaign(engine="fake"), memory(0))
     with pytest.raises(ValueError, match="the fake engine cannot serve this"):
