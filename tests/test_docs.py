@@ -120,6 +120,17 @@ def test_readme_links_lead_somewhere() -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
+def test_every_promise_names_tests_that_exist() -> None:
+    section = README.partition("## What it promises\n")[2].partition("\n## ")[0]
+    promises = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
+    assert len(promises) == 8
+    for promise in promises:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", promise)
+        assert tests, promise
+        for file, name in tests:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
 @pytest.mark.parametrize(("path", "command"), all_commands(main), ids=lambda value: str(value))
 def test_every_command_has_an_example_and_a_line_in_the_readme(path: tuple[str, ...], command: click.Command) -> None:
     assert command.epilog
