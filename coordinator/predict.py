@@ -167,6 +167,7 @@ def predict_table(predictions: list[dict[str, Any]]) -> Table:
     )
     for head in ("batch", "effective batch", "output tokens/s", "TTFT s", "ITL ms"):
         table.add_column(head, justify="right")
+    above: set[str] = set()
     for row in predictions:
         cells = [
             _shown(row["effective_batch"], "{:.0f}"),
@@ -174,9 +175,10 @@ def predict_table(predictions: list[dict[str, Any]]) -> Table:
             _shown(row["ttft_seconds"], "{:.3g}"),
             _shown(row["itl_seconds"], "{:.3g}", scale=1e3),
         ]
-        # One reason for the whole row is told once.
-        told = [cell if cell not in cells[:number] or _is_number(cell) else "" for number, cell in enumerate(cells)]
-        table.add_row(str(row["workload"]["batch_size"]), *told)
+        # A reason is told once a row, and in full only in the first row that has it.
+        told = ["" if _is_reason(cell) and cell in cells[:number] else cell for number, cell in enumerate(cells)]
+        table.add_row(str(row["workload"]["batch_size"]), *("as above" if cell in above else cell for cell in told))
+        above |= {cell for cell in told if _is_reason(cell)}
     return table
 
 
@@ -193,8 +195,9 @@ def _basis(predictions: list[dict[str, Any]]) -> str:
     return "; ".join([*words, *(f"no interval: {reason}" for reason in reasons)])
 
 
-def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit()
+def _is_reason(cell: str) -> bool:
+    """Whether a cell tells why there is no number; a reason may begin with one ("3 devices cannot share ...")."""
+    return any(len(word) > 1 and word.isalpha() for word in cell.split())
 
 
 def _shown(quantity: dict[str, Any], pattern: str, *, scale: float = 1) -> str:

@@ -165,11 +165,16 @@ def test_observations_of_another_recipe_are_not_used(config, profile, bench):
         run_prediction(config, profile=profile, observations=bench(RUNS), quantization="fp8", **SHORT)
 
 
-def test_a_reason_that_a_row_has_for_all_its_numbers_is_told_once():
-    table = predict_table(run_prediction("llama-3.2-1b", batches="128,256", quantization="quark"))
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [({"quantization": "quark"}, "no data: how many bits"), ({"tensor_parallel_size": 3}, "3 devices cannot share")],
+)
+def test_a_reason_that_all_numbers_have_is_told_once(wish, reason):
+    table = predict_table(run_prediction("llama-3.2-1b", batches="128,256", **wish))
     columns = [list(column.cells) for column in table.columns]
     assert columns[0] == ["128", "256"]
-    assert all(cell.startswith("no data: how many bits") for cell in columns[1])
+    assert columns[1][0].startswith(reason)
+    assert columns[1][1] == "as above"
     assert columns[2] == columns[3] == columns[4] == ["", ""]
 
 
