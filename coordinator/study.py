@@ -153,6 +153,13 @@ class BudgetSpec(Value):
     min_free_disk_gigabytes: NonNegativeFloat = 2.0
     """With less free disk (10^9 bytes) where the run is, nothing new is started until there is more."""
 
+    @field_validator("training_hardware")
+    @classmethod
+    def _known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for hardware in given:
+            load_profile(hardware)
+        return given
+
 
 class StudySpec(Value):
     """One study, from its corpus to its budget."""

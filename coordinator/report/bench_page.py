@@ -99,7 +99,7 @@ _FLAG_WORDS = {
     "beside it leaves them out, but not what they did to caches and memory bandwidth.",
     "noisy": "noisy: the restarts of a row vary by more than 5 %.",
     "short": "short: a window was shorter than asked for, or on a GPU than 60 s or four batches.",
-    "too-few-repeats": "too-few-repeats: two restarts show a spread that three would; such rows are not compared.",
+    "too-few-repeats": "too-few-repeats: two restarts tell too little of their spread; such rows are not compared.",
     "nan": "nan: logits were not finite; such rows are not compared.",
     "wrong-token-count": "wrong-token-count: the engine returned another number of tokens; such rows are not compared.",
 }

@@ -191,6 +191,11 @@ def test_unknown_hardware_lists_the_known_ones(table) -> None:
     assert "h200" in message
 
 
+def test_hardware_to_train_on_is_known(table) -> None:
+    table["budget"]["training_hardware"] = ["h900"]
+    assert "budget.training_hardware: Value error, unknown hardware 'h900'" in refusal(table)
+
+
 def test_target_must_be_held_out_of_the_fits_size(table) -> None:
     table["target"]["num_parameters"] = table["fit"]["num_parameters"]
     message = refusal(table)
