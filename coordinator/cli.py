@@ -92,7 +92,7 @@ def run(study: str, quick: bool, **settings: Any) -> None:
 
     outcome = run_study(read_study("quick" if quick else study), RunOptions(**settings), console=console)
     if not outcome.finished:
-        console.print(f"stopped; `archfleet run` goes on with {outcome.run_directory}", markup=False, soft_wrap=True)
+        console.print(f"stopped; the same command goes on with {outcome.run_directory}", markup=False, soft_wrap=True)
         sys.exit(130)
     from coordinator.outputs import closing_words
 

@@ -28,8 +28,8 @@ from coordinator.outputs import write_outputs
 from coordinator.runs import new_run_directory, unfinished_run
 from coordinator.shapes import check_feasible
 from coordinator.snapshot import View
-from coordinator.store import Store
-from coordinator.study import StudySpec
+from coordinator.store import Store, StoreReader
+from coordinator.study import MAY_CHANGE, StudySpec, changed_keys
 from coordinator.vitals import Vitals
 
 
@@ -63,6 +63,8 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
     """
     started = time.monotonic()
     check_feasible(study)
+    if options.address is not None:
+        ClusterSession(options.address, insecure=options.insecure).require()
     with ExitStack() as stack:
         stop_requested = stack.enter_context(_signals_ask_to_stop())
         view = stack.enter_context(open_view(console))
@@ -109,9 +111,22 @@ _FREE_DISK = "Free some disk and run the same command again: what was acknowledg
 def _open_store(study: StudySpec, options: RunOptions) -> tuple[Store, bool]:
     last = None if options.start_new else unfinished_run(options.runs, study.name)
     if last is not None:
-        return Store.resume(last), False
+        return _resume(last, study), False
     now = time.time()
     return Store.create(new_run_directory(options.runs, study.name, now_unix=now), study, now_unix=now), True
+
+
+def _resume(run_directory: Path, study: StudySpec) -> Store:
+    """Go on with a run, unless the study is not any more the one that it was begun with."""
+    with StoreReader.open(run_directory) as stored:
+        changed = changed_keys(stored.study(), study)
+    if changed:
+        raise UserError(
+            f"{run_directory} is unfinished, and its study {study.name!r} has changed since: {', '.join(changed)}.\n"
+            "Put the old values back to go on with it, or start a new run beside it with --new. "
+            f"Only {' and '.join(MAY_CHANGE)} may change on the way."
+        )
+    return Store.resume(run_directory)
 
 
 def _coordinator(

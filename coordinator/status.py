@@ -64,7 +64,7 @@ def describe_status(status: dict[str, Any]) -> str:
 def _state(record: RunRecord) -> str:
     if record.state != "running":
         return record.state
-    return "running" if is_held(record.run_directory) else "killed; `archfleet run` goes on with it"
+    return "running" if is_held(record.run_directory) else "killed; the `archfleet run` that began it goes on with it"
 
 
 def _metrics_url(record: RunRecord) -> str | None:

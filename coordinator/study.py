@@ -201,6 +201,24 @@ class StudySpec(Value):
         return self
 
 
+MAY_CHANGE = ("description", "budget.accelerator_hours")
+"""Keys that may differ when a stopped run goes on."""
+
+
+def changed_keys(before: StudySpec, now: StudySpec) -> list[str]:
+    """Dotted names of the keys in which two studies differ, without those that may change on the way."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [key for key in differ if key not in MAY_CHANGE]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def shipped_studies() -> dict[str, Path]:
     """Names and files of the studies that come with archfleet."""
     folder = Path(str(files("coordinator") / "studies"))

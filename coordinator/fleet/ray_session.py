@@ -103,6 +103,16 @@ class ClusterSession:
         self._insecure = insecure
         self._directory: Path | None = None
 
+    def require(self) -> None:
+        """Look at what can be known without connecting.
+
+        Raises:
+            UserError: nothing listens at the address, or (without `--insecure`) our token is missing or open to others.
+        """
+        require_listener(self._address)
+        if not self._insecure:
+            require_token(os.environ)
+
     def connect(self) -> Any:
         """Connect to the cluster.
 
@@ -110,15 +120,13 @@ class ClusterSession:
             UserError: it takes whoever comes (without `--insecure`), our token is missing or open to others, or
                 nothing answers at the address.
         """
-        require_listener(self._address)
-        if not self._insecure:
-            require_token(os.environ)
-            if self._answers_without_a_token():
-                raise UserError(
-                    f"the Ray cluster at {self._address} takes connections without a token: whoever reaches it runs "
-                    "code on it.\nStart its nodes with RAY_AUTH_MODE=token (see `ray get-auth-token --generate`), or "
-                    "accept the risk with --insecure."
-                )
+        self.require()
+        if not self._insecure and self._answers_without_a_token():
+            raise UserError(
+                f"the Ray cluster at {self._address} takes connections without a token: whoever reaches it runs "
+                "code on it.\nStart its nodes with RAY_AUTH_MODE=token (see `ray get-auth-token --generate`), or "
+                "accept the risk with --insecure."
+            )
         self._directory = Path(tempfile.mkdtemp(prefix="archfleet-cwd-"))
         try:
             return _init_ray(self._directory / "cwd", address=self._address, namespace="archfleet")

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.errors import StudyError
 from coordinator.shapes import baseline_at, candidates_at, centre_shape, check_feasible
-from coordinator.study import MAX_STUDY_BYTES, parse_study, read_study, shipped_studies
+from coordinator.study import MAX_STUDY_BYTES, changed_keys, parse_study, read_study, shipped_studies
 
 
 @pytest.fixture
@@ -228,3 +228,21 @@ def test_where_serving_is_measured_is_said_in_one_place(table) -> None:
     table["budget"]["bench_hardware"] = "h200"
     with pytest.raises(StudyError, match="both say where serving is measured"):
         parse_study(table, source="x.toml")
+
+
+def test_keys_in_which_two_studies_differ_are_named_in_full() -> None:
+    study = read_study("quick")
+    fit = study.fit.model_copy(update={"num_rounds": study.fit.num_rounds + 1})
+    budget = study.budget.model_copy(update={"wall_minutes": 99.0})
+
+    assert changed_keys(study, study.model_copy(update={"fit": fit, "budget": budget})) == [
+        "budget.wall_minutes",
+        "fit.num_rounds",
+    ]
+
+
+def test_more_accelerator_hours_and_other_words_are_the_same_study() -> None:
+    study = read_study("quick")
+    budget = study.budget.model_copy(update={"accelerator_hours": 99.0})
+
+    assert changed_keys(study, study.model_copy(update={"description": "more", "budget": budget})) == []
