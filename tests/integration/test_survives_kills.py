@@ -84,6 +84,6 @@ def test_interrupt_stops_cleanly_and_says_how_to_go_on(user_folder: Any, tiny_st
     log = command.finish(60)
 
     assert command.process.returncode == 130
-    assert "archfleet run" in log.splitlines()[-1]
+    assert "the same command goes on with runs/tiny-" in log.splitlines()[-1]
     assert "Traceback" not in log
     assert read_record(user_folder.run_directory).state == "interrupted"

@@ -103,7 +103,7 @@ def test_an_agent_that_stands_still_beyond_its_lease_is_ended_and_its_trial_goes
     assert second.agent != first.agent
     failure, _ = run.store.observations()
     assert isinstance(failure, Failure)
-    assert failure.message == f"no sign of life from agent {first.agent} for 30 s"
+    assert failure.message == f"no sign of life from agent {first.agent} for 20 s"
     process.wait(60)
 
 
