@@ -146,7 +146,7 @@ def make_run(tmp_path: Path) -> Iterator[Callable[..., GivenRun]]:
     """A function of a fleet and a lease in seconds."""
     made: list[GivenRun] = []
 
-    def make(fleet: Fleet, *, lease_seconds: float = 20.0) -> GivenRun:
+    def make(fleet: Fleet, *, lease_seconds: float = 30.0) -> GivenRun:
         made.append(GivenRun(tmp_path / f"run-{len(made)}", fleet, lease_seconds))
         return made[-1]
 

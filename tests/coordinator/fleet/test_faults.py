@@ -103,7 +103,7 @@ def test_an_agent_that_stands_still_beyond_its_lease_is_ended_and_its_trial_goes
     assert second.agent != first.agent
     failure, _ = run.store.observations()
     assert isinstance(failure, Failure)
-    assert failure.message == f"no sign of life from agent {first.agent} for 20 s"
+    assert failure.message == f"no sign of life from agent {first.agent} for 30 s"
     process.wait(60)
 
 
@@ -113,7 +113,10 @@ def test_the_late_result_of_an_agent_that_woke_is_refused_and_recorded(
     make_training: Callable[..., TrainAssignment],
     stopped: Callable[[int], None],
 ) -> None:
-    run, training = make_run(make_fleet(UnheardFleet)), make_training(2, checkpoint_every_seconds=1e6)
+    run, training = (
+        make_run(make_fleet(UnheardFleet), lease_seconds=60.0),
+        make_training(2, checkpoint_every_seconds=1e6),
+    )
     run.begin([training])
     run.until(lambda: run.is_training(training.id, least_done=0.5))
     (first,) = run.store.attempts()
