@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -193,6 +194,38 @@ def common_versions() -> dict[str, str]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
+
+
+def measure_window(
+    request: dict[str, Any],
+    messages: TextIO,
+    generate: Callable[[], int],
+    *,
+    processor_clock: Callable[[], float] = time.process_time,
+) -> dict[str, Any]:
+    """Generate whole batches until the window is long enough, telling of each; what the result says of the window.
+
+    Args:
+        request: as the driver got it.
+        messages: where to tell.
+        generate: one batch; returns how many of its output tokens are of the vocabulary.
+        processor_clock: seconds of processor time of the engine's processes.
+    """
+    num_batches = num_output_tokens = 0
+    started, cpu_started = time.perf_counter(), processor_clock()
+    window_seconds = 0.0
+    while num_batches == 0 or window_seconds < request["min_window_seconds"]:
+        num_output_tokens += generate()
+        num_batches += 1
+        window_seconds = time.perf_counter() - started
+        tell(messages, event="progress", window_seconds=window_seconds)
+    return {
+        "window_seconds": window_seconds,
+        "window_started_seconds": started,  # perf_counter is the system's monotonic clock on Linux
+        "cpu_seconds": max(0.0, processor_clock() - cpu_started),
+        "num_batches": num_batches,
+        "num_output_tokens": num_output_tokens,
+    }
 
 
 def describe_device(*, on_gpu: bool) -> dict[str, Any]:

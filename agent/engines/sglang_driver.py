@@ -26,7 +26,6 @@ import json
 import math
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 # Imported, or run by path in an interpreter that need not have archfleet: see driver_kit.py.
@@ -190,27 +189,20 @@ def measure(
     sampling = {"temperature": 0, "max_new_tokens": request["output_tokens"], "ignore_eos": True}
     logits_finite = are_logits_finite(engine, prompts[0])
     engine.generate(input_ids=prompts, sampling_params=sampling)
-    num_batches = num_output_tokens = 0
     metas: list[dict[str, Any]] = []
-    started, cpu_started = time.perf_counter(), processor_seconds()
-    window_seconds = 0.0
-    while num_batches == 0 or window_seconds < request["min_window_seconds"]:
+
+    def one_batch() -> int:
         outputs = engine.generate(input_ids=prompts, sampling_params=sampling)
-        num_batches += 1
-        num_output_tokens += sum(kit.num_legal(output["output_ids"], vocab_size) for output in outputs)
-        metas += [output["meta_info"] for output in outputs]
-        window_seconds = time.perf_counter() - started
-        kit.tell(messages, event="progress", window_seconds=window_seconds)
+        metas.extend(output["meta_info"] for output in outputs)
+        return sum(kit.num_legal(output["output_ids"], vocab_size) for output in outputs)
+
+    window = kit.measure_window(request, messages, one_batch, processor_clock=processor_seconds)
     kit.tell(
         messages,
         event="result",
-        window_seconds=window_seconds,
-        window_started_seconds=started,  # perf_counter is the system's monotonic clock on Linux
-        cpu_seconds=max(0.0, processor_seconds() - cpu_started),
-        num_batches=num_batches,
-        num_output_tokens=num_output_tokens,
+        **window,
         logits_finite=logits_finite,
-        **summarise(metas, window_seconds, version),
+        **summarise(metas, window["window_seconds"], version),
     )
 
 

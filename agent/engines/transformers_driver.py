@@ -54,24 +54,18 @@ def run(request: dict[str, Any], messages: TextIO) -> None:
 
 def measure(model: Any, prompts: Any, request: dict[str, Any], messages: TextIO, logits_finite: bool) -> None:
     """Whole batches until the window is long enough."""
-    num_batches = num_output_tokens = 0
     clock, batches = new_clock(prompts.device), list[list[float]]()
-    started, cpu_started = time.perf_counter(), time.process_time()
-    window_seconds = 0.0
-    while num_batches == 0 or window_seconds < request["min_window_seconds"]:
-        num_output_tokens += generate(model, prompts, request["output_tokens"], clock)
+
+    def one_batch() -> int:
+        num_tokens = generate(model, prompts, request["output_tokens"], clock)
         batches.append(clock.step_seconds())
-        num_batches += 1
-        window_seconds = time.perf_counter() - started
-        kit.tell(messages, event="progress", window_seconds=window_seconds)
+        return num_tokens
+
+    window = kit.measure_window(request, messages, one_batch)
     kit.tell(
         messages,
         event="result",
-        window_seconds=window_seconds,
-        window_started_seconds=started,  # perf_counter is the system's monotonic clock on Linux
-        cpu_seconds=time.process_time() - cpu_started,
-        num_batches=num_batches,
-        num_output_tokens=num_output_tokens,
+        **window,
         logits_finite=logits_finite,
         **summarise_steps(batches),
     )

@@ -28,7 +28,6 @@ Several devices: the engine core stays in this process and starts one worker a d
 import math
 import os
 import sys
-import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,31 +97,23 @@ def measure(
     logits_finite: bool,
 ) -> None:
     """Whole batches until the window is long enough."""
-    num_batches = num_output_tokens = 0
     times: list[Any] = []
     counters = read_counters(llm)
-    started, cpu_started = time.perf_counter(), time.process_time()
-    window_seconds = 0.0
+
+    def one_batch() -> int:
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        times.extend(output.metrics for output in outputs)
+        return sum(kit.num_legal(output.outputs[0].token_ids, vocab_size) for output in outputs)
+
     with token_gaps(llm) as gaps:
-        while num_batches == 0 or window_seconds < request["min_window_seconds"]:
-            outputs = llm.generate(prompts, sampling, use_tqdm=False)
-            num_batches += 1
-            num_output_tokens += sum(kit.num_legal(output.outputs[0].token_ids, vocab_size) for output in outputs)
-            times += [output.metrics for output in outputs]
-            window_seconds = time.perf_counter() - started
-            kit.tell(messages, event="progress", window_seconds=window_seconds)
-    cpu_seconds = time.process_time() - cpu_started
+        window = kit.measure_window(request, messages, one_batch)
     kit.tell(
         messages,
         event="result",
-        window_seconds=window_seconds,
-        window_started_seconds=started,  # perf_counter is the system's monotonic clock on Linux
-        cpu_seconds=cpu_seconds,
-        num_batches=num_batches,
-        num_output_tokens=num_output_tokens,
+        **window,
         logits_finite=logits_finite,
         **{name: count - counters[name] for name, count in read_counters(llm).items()},
-        **summarise_times(times, gaps, window_seconds),
+        **summarise_times(times, gaps, window["window_seconds"]),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from agent.assignment import BenchAssignment, TrainAssignment
+from agent.device import PRETENDED_VARIABLE
 from agent.engines.canary import KIND as CANARY_KIND
 from agent.worker import Worker
 from coordinator.errors import UserError
@@ -298,7 +299,7 @@ def _item(message: Message) -> Progress | Observation:
 
 
 def _pretence(slot: Slot) -> dict[str, str]:
-    return {"ARCHFLEET_PRETENDED_HARDWARE": str(slot.pretended_hardware)}
+    return {PRETENDED_VARIABLE: str(slot.pretended_hardware)}
 
 
 def _first_line(error: Exception) -> str:

@@ -14,14 +14,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from bench_store import planned
+
 from agent.assignment import TrainAssignment
 from coordinator.metrics import StudyCollector, serve_metrics
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.store import AgentRow, Store
 from coordinator.study import read_study
-from scaling.architecture import Architecture
 from scaling.observations import Provenance, TrainingObservation, TrainingPoint
-from scaling.recipes import TrainingRecipe
 
 NUM_REPEATS = 20
 NUM_AGENTS = 32
@@ -67,7 +67,7 @@ def fetch(port: int) -> str:
 
 def fill(store: Store, num_trials: int) -> None:
     """Queue trials, end a tenth of them, and leave every agent with one."""
-    trials = tuple(_planned(seed) for seed in range(num_trials))
+    trials = tuple(planned(seed) for seed in range(num_trials))
     store.add_plan(Plan(stage="first-round", trials=trials), now_unix=0)
     ended = num_trials // 10
     with store.transaction():
@@ -88,21 +88,6 @@ def _join(store: Store, agent: str, hardware: str) -> None:
     store.upsert_agent(AgentRow(agent=agent, hardware=hardware, state="busy", pid=1, versions=versions, **seen))
     for _ in range(100):
         store.add_canary(agent=agent, hardware=hardware, kind="gemm", rate=1.0, deviation=0.01, now_unix=0)
-
-
-def _planned(seed: int) -> PlannedTrial:
-    architecture = Architecture(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=512,
-    )
-    recipe = TrainingRecipe(num_tokens=1_000_000, seed=seed)
-    assignment = TrainAssignment(architecture=architecture, recipe=recipe, corpus_id="c" * 64)
-    return PlannedTrial(role="space", reason="to fill the store", assignment=assignment)
 
 
 def _observation(planned: PlannedTrial, agent: str, hardware: str) -> TrainingObservation:

@@ -63,11 +63,12 @@ def fill(store: Store, num_trials: int) -> None:
     """Queue trials until there are so many."""
     have = sum(count.num for count in store.counts())
     if have < num_trials:
-        trials = tuple(_planned(seed) for seed in range(have, num_trials))
+        trials = tuple(planned(seed) for seed in range(have, num_trials))
         store.add_plan(Plan(stage=f"fill-{num_trials}", trials=trials), now_unix=0)
 
 
-def _planned(seed: int) -> PlannedTrial:
+def planned(seed: int) -> PlannedTrial:
+    """A training of one small shape."""
     architecture = Architecture(
         hidden_size=64,
         intermediate_size=128,

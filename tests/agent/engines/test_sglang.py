@@ -14,7 +14,6 @@ from agent.engines.base import EngineReady, EngineRequest
 from agent.engines.descendants import running_members
 from agent.engines.interpreters import find_engine
 from agent.engines.process import EngineFailure, Tick, run_process
-from scaling.architecture import Architecture
 from scaling.observations import ServingObservation
 from scaling.quantity import Measured, NotMeasured
 from scaling.recipes import ServingRecipe, Workload
@@ -24,25 +23,11 @@ ROOT = Path(__file__).parents[3]
 # Three processes import SGLang one after the other: 20 s on an idle machine, over two minutes on one that is shared.
 LOAD_DEADLINE_SECONDS = 400.0
 
-# Query width 6 · 32 is not the hidden size, and SGLang pads a vocabulary of 300 to 320: the general case.
-SHAPE = Architecture(
-    hidden_size=128,
-    intermediate_size=160,
-    num_hidden_layers=2,
-    num_attention_heads=6,
-    num_key_value_heads=3,
-    head_dim=32,
-    vocab_size=300,
-)
-
 
 @pytest.fixture
-def sglang():
-    """The engine in an interpreter that has it, as `make sglang` makes one."""
-    named = os.environ.get("ARCHFLEET_SGLANG_PYTHON") or str(ROOT / ".engines" / "sglang" / "bin" / "python")
-    if not Path(named).exists():
-        pytest.skip("no interpreter with SGLang: `make sglang` makes one, or name one in ARCHFLEET_SGLANG_PYTHON")
-    return find_engine("sglang", environment={"ARCHFLEET_SGLANG_PYTHON": named})
+def sglang(sglang_python):
+    """The engine in that interpreter."""
+    return find_engine("sglang", environment={"ARCHFLEET_SGLANG_PYTHON": sglang_python})
 
 
 def command_of(pid):
@@ -52,9 +37,9 @@ def command_of(pid):
         return b""
 
 
-def test_sglang_measures_a_shape_whose_heads_do_not_divide_its_width(sglang, tmp_path):
+def test_sglang_measures_a_shape_whose_heads_do_not_divide_its_width(sglang, padded_shape, tmp_path):
     assignment = BenchAssignment(
-        architecture=SHAPE.model_copy(update={"tie_word_embeddings": False}),
+        architecture=padded_shape.model_copy(update={"tie_word_embeddings": False}),
         recipe=ServingRecipe(engine="sglang"),
         workload=Workload(batch_size=4, input_tokens=8, output_tokens=8),
         num_repeats=1,
@@ -77,8 +62,8 @@ def test_sglang_measures_a_shape_whose_heads_do_not_divide_its_width(sglang, tmp
     assert isinstance(itl.p50, NotMeasured)
 
 
-def test_nothing_of_sglang_outlives_its_driver_that_was_killed_alone(sglang, tmp_path):
-    shape = SHAPE.model_copy(update={"tie_word_embeddings": True})
+def test_nothing_of_sglang_outlives_its_driver_that_was_killed_alone(sglang, padded_shape, tmp_path):
+    shape = padded_shape.model_copy(update={"tie_word_embeddings": True})
     # Room for exactly these tokens, as a model has whose longest sequence is measured: SGLang wants a little more.
     (tmp_path / "config.json").write_text(json.dumps(shape.to_hf_config(max_position_embeddings=16)), "utf-8")
     request = EngineRequest(

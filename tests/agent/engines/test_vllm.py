@@ -6,23 +6,11 @@ from agent.assignment import BenchAssignment
 from agent.benchmark.run import run_benchmark
 from agent.engines.base import Engine
 from agent.engines.interpreters import find_engine
-from scaling.architecture import Architecture
 from scaling.observations import Failure, Progress, ServingObservation
 from scaling.quantity import Measured
 from scaling.recipes import ServingRecipe, Workload
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-
-# Query width 6 · 32 is not the hidden size, and vLLM pads a vocabulary of 300 to 320: the general case.
-SHAPE = Architecture(
-    hidden_size=128,
-    intermediate_size=160,
-    num_hidden_layers=2,
-    num_attention_heads=6,
-    num_key_value_heads=3,
-    head_dim=32,
-    vocab_size=300,
-)
 
 
 @pytest.fixture
@@ -50,8 +38,8 @@ def measure(vllm_python, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_vllm_measures_a_shape_whose_heads_do_not_divide_its_width(measure, tied):
-    observation = measure(SHAPE.model_copy(update={"tie_word_embeddings": tied}))
+def test_vllm_measures_a_shape_whose_heads_do_not_divide_its_width(measure, padded_shape, tied):
+    observation = measure(padded_shape.model_copy(update={"tie_word_embeddings": tied}))
     assert isinstance(observation, ServingObservation), observation
     assert not {"wrong-token-count", "nan", "preempted", "prefix-hits", "unknown-engine-version"} & {*observation.flags}
     assert observation.repeats[0].output_tokens_per_second > 0
@@ -70,8 +58,8 @@ def test_vllm_measures_a_shape_whose_heads_do_not_divide_its_width(measure, tied
     assert observation.provenance.versions["vllm"] == observation.engine_version
 
 
-def test_a_head_size_that_vllm_does_not_run_is_a_validation_failure_in_its_own_words(measure):
-    failure = measure(SHAPE.model_copy(update={"head_dim": 20}))
+def test_a_head_size_that_vllm_does_not_run_is_a_validation_failure_in_its_own_words(measure, padded_shape):
+    failure = measure(padded_shape.model_copy(update={"head_dim": 20}))
     assert isinstance(failure, Failure), failure
     assert failure.failure_kind == "validation", failure
     assert "head" in failure.message.lower()

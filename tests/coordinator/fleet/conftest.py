@@ -24,6 +24,18 @@ from scaling.recipes import FanIns, TrainingRecipe
 VOCAB_SIZE = 300
 
 
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A token that only this user can read, and Ray told to ask for it."""
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    return file
+
+
 @pytest.fixture(scope="session")
 def blob_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("blobs")

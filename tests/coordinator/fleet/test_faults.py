@@ -35,16 +35,8 @@ class UnheardFleet(RayFleet):
 
 
 @pytest.fixture
-def make_fleet(
-    tmp_path: Path, blob_directory: Path, corpus_id: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., RayFleet]]:
+def make_fleet(token: Path, tmp_path: Path, blob_directory: Path, corpus_id: str) -> Iterator[Callable[..., RayFleet]]:
     """A function that makes a cluster of one node, and a fleet on it; runs end the fleet."""
-    token = tmp_path / "token"
-    token.touch(mode=0o600)
-    token.write_text("0123456789abcdef" * 4)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster  # Ray reads its mode when it is imported
 
     clusters: list[Any] = []

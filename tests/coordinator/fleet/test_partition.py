@@ -66,14 +66,8 @@ def namespace() -> Iterator[str]:
 
 
 @pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "token"
-    file.touch(mode=0o600)
-    file.write_text("0123456789abcdef" * 4)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # A partitioned node is given up after a few seconds instead of a minute.
+def quick_health_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partitioned node is given up after a few seconds instead of a minute."""
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
     monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
@@ -107,7 +101,7 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(token: None, namespace: str, tmp_path: Path) -> Iterator[Nodes]:
+def nodes(token: Path, quick_health_checks: None, namespace: str, tmp_path: Path) -> Iterator[Nodes]:
     made = Nodes(tmp_path)
     # Unix sockets allow 107 bytes: the head's files need a short path.
     directory = tempfile.mkdtemp(prefix="af-")

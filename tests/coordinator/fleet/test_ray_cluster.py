@@ -24,21 +24,10 @@ STORE_BYTES = 80 * 2**20
 
 
 @pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    file = tmp_path / "token"
-    file.touch(mode=0o600)
-    file.write_text("0123456789abcdef" * 4)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    return file
-
-
-@pytest.fixture
-def cluster(token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster(token: Path) -> Iterator[Any]:
     """A head without room for agents; a node drains when the file `leave-<its name>` appears."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
