@@ -10,7 +10,7 @@ import torch
 
 from agent.assignment import TrainAssignment
 from agent.training.data import TokenStream
-from agent.training.run import Trainer
+from agent.training.trainer import Trainer
 from scaling.architecture import Architecture
 from scaling.recipes import TrainingRecipe
 
