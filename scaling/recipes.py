@@ -4,9 +4,9 @@ Data order and filtering belong to `TrainingRecipe`; precision and decoding to `
 (quantisation, fine-tuning, data recipes, parallel decoding) will become fields here.
 """
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hwprofiles.value import Value
 
@@ -30,6 +30,9 @@ class TrainingRecipe(Value):
 
     A hidden matrix learns at base_learning_rate · (base fan-in of its kind / its fan-in); embeddings, head
     and gains learn at the base rate. Weight decay does not follow the multiplier.
+
+    Warm-up and stable part are the run's trunk. Where `warmup_tokens` says how long the warm-up is, the trunk is the
+    same for every D, and runs of several D branch off where each begins to decay.
     """
 
     num_tokens: PositiveInt
@@ -38,6 +41,10 @@ class TrainingRecipe(Value):
     base_learning_rate: PositiveFloat = 0.008
     base_fan_ins: FanIns = FanIns(hidden=64, attention=64, mlp=196)
     warmup_fraction: float = Field(0.02, ge=0, lt=1)
+    """Of num_tokens; counts where `warmup_tokens` is null."""
+    warmup_tokens: PositiveInt | None = Field(None, exclude_if=lambda tokens: tokens is None)
+    """Length of the warm-up in tokens, whatever D is. Left out of the JSON when null, so that names stay those of runs
+    made before there was this field."""
     decay_fraction: float = Field(0.3, gt=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -48,10 +55,41 @@ class TrainingRecipe(Value):
     order_seed: NonNegativeInt = 0
     """Seed of the data order: the same for all runs of a study, so that differences are paired."""
 
+    @model_validator(mode="after")
+    def _warm_before_the_decay(self) -> Self:
+        if self.warmup_tokens is not None and self.num_warmup_steps > self.first_decaying_step:
+            raise ValueError(
+                f"warmup_tokens ({self.warmup_tokens}) reach into the decay, which begins after {self.trunk_tokens} of "
+                f"{self.num_tokens} tokens: give at most so many, or a smaller decay_fraction"
+            )
+        return self
+
     @property
     def num_steps(self) -> int:
         """Optimiser steps, at least one; the last step completes `num_tokens` to within one batch."""
         return max(1, round(self.num_tokens / self.batch_tokens))
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps whose rate rises, at least one."""
+        if self.warmup_tokens is not None:
+            return max(1, round(self.warmup_tokens / self.batch_tokens))
+        return max(1, round(self.warmup_fraction * self.num_steps))
+
+    @property
+    def first_decaying_step(self) -> int:
+        """The step with which the decay begins; those before belong to the trunk, unless the warm-up is not over."""
+        return self.num_steps - round(self.decay_fraction * self.num_steps)
+
+    @property
+    def trunk_tokens(self) -> int:
+        """Tokens before the decay begins: what this run has in common with a longer one that warms up alike."""
+        return self.first_decaying_step * self.batch_tokens
+
+    def trunk_identity(self) -> dict[str, Any]:
+        """All of the recipe that the steps before the decay follow from: equal for runs that share a trunk."""
+        end = {"num_tokens", "decay_fraction", "warmup_fraction", "warmup_tokens"}
+        return {**self.model_dump(mode="json", exclude=end), "num_warmup_steps": self.num_warmup_steps}
 
 
 class Workload(Value):

@@ -39,13 +39,10 @@ def schedule(step: int, recipe: TrainingRecipe) -> float:
 
     The 1 - sqrt decay is Hägele et al. (arXiv 2405.18392).
     """
-    num_steps = recipe.num_steps
-    warmup = max(1, round(recipe.warmup_fraction * num_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    decay = round(recipe.decay_fraction * num_steps)
-    first_decaying = num_steps - decay
-    return 1.0 if step < first_decaying else 1 - math.sqrt((step - first_decaying) / decay)
+    if step < recipe.num_warmup_steps:
+        return (step + 1) / recipe.num_warmup_steps
+    first = recipe.first_decaying_step
+    return 1.0 if step < first else 1 - math.sqrt((step - first) / (recipe.num_steps - first))
 
 
 def make_optimizer(model: Decoder, recipe: TrainingRecipe) -> torch.optim.AdamW:
