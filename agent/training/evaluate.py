@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from agent.training.data import gather_windows
+from agent.training.data import Tokens, gather_windows
 from agent.training.model import Decoder
 
 _LOGITS_PER_BATCH = 2**23  # 32 MiB of fp32 logits; depends on T and V alone, so all shapes are batched alike
@@ -26,10 +26,10 @@ class HeldOutLoss(NamedTuple):
     window_losses: tuple[float, ...]
 
 
-def window_losses(
-    model: Decoder, tokens: NDArray[np.unsignedinteger], offsets: NDArray[np.int64], *, sequence_length: int
-) -> Iterator[list[float]]:
-    """Mean loss of each window in nats per token, a batch of windows at a time so that a caller can report."""
+def token_losses(
+    model: Decoder, tokens: Tokens, offsets: NDArray[np.int64], *, sequence_length: int
+) -> Iterator[NDArray[np.float32]]:
+    """Loss of every target token in nats, shape (windows, T), some windows at a time so that a caller can report."""
     device = model.embedding.device
     batch = max(1, _LOGITS_PER_BATCH // (sequence_length * model.architecture.vocab_size))
     for first in range(0, len(offsets), batch):
@@ -37,7 +37,13 @@ def window_losses(
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits_BTV = model(inputs.to(device)).float()
             losses_BT = functional.cross_entropy(logits_BTV.transpose(1, 2), targets.to(device), reduction="none")
-        yield losses_BT.double().mean(dim=1).tolist()
+        yield losses_BT.cpu().numpy()
+
+
+def window_means(losses: NDArray[np.float32]) -> list[float]:
+    """Mean loss of each window in nats per token, of token losses of shape (windows, T)."""
+    means: list[float] = losses.mean(axis=1, dtype=np.float64).tolist()
+    return means
 
 
 def summarise(losses: list[float]) -> HeldOutLoss:

@@ -6,7 +6,6 @@ assignment goes on, on the CPU bit for bit as if it had never stopped. The calle
 `discard_checkpoint(checkpoint_path(...))`, once the observation is safe.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,11 +22,15 @@ from agent.failures import CorpusError, DivergedError, failure_from
 from agent.training.checkpoint import discard_checkpoint
 from agent.training.corpus import load_corpus
 from agent.training.data import TokenStream, held_out_windows, open_shard
-from agent.training.evaluate import window_losses
+from agent.training.evaluate import token_losses, window_means
+from agent.training.model import Decoder
 from agent.training.trainer import Trainer
 from scaling.observations import Failure, Progress, Provenance, TrainingObservation, TrainingPoint
 
 __all__ = ["checkpoint_path", "discard_checkpoint", "train"]
+
+Finished = Callable[[Decoder, NDArray[np.float32]], None]
+"""Is given the trained model and its held-out token losses, nats, of shape (windows, T)."""
 
 _REPORT_EVERY_SECONDS = 1.0
 
@@ -46,6 +49,7 @@ def train(
     clock: Callable[[], float] = time.monotonic,
     unix_time: Callable[[], float] = time.time,
     device: str | None = None,
+    on_finished: Finished | None = None,
 ) -> Iterator[Progress | TrainingObservation | Failure]:
     """Train and evaluate, or resume; the last item is the observation or a `nan-loss` failure.
 
@@ -57,6 +61,7 @@ def train(
         clock: monotonic seconds, for durations and the pace of reports and checkpoints.
         unix_time: seconds since the epoch, for the provenance.
         device: "cpu" or "cuda"; by default cuda where there is one.
+        on_finished: called after the evaluation and before the observation is given, for what only some keep.
 
     Raises:
         InvalidInputError: the corpus cannot be had or does not fit the assignment.
@@ -77,12 +82,15 @@ def train(
     yield Progress(assignment_id=assignment.id, done_fraction=trainer.done_fraction, message=resumed)
     try:
         yield from _train_steps(trainer, clock)
-        losses: list[float] = []
-        yield from _evaluate(trainer, data, losses, clock)
+        batches: list[NDArray[np.float32]] = []
+        yield from _evaluate(trainer, data, batches, clock)
     except DivergedError as error:
         yield failure_from(error, assignment_id=assignment.id, provenance=provenance())
         return
-    yield trainer.observe(losses, provenance())
+    losses = np.concatenate(batches)
+    if on_finished is not None:
+        on_finished(trainer.model, losses)
+    yield trainer.observe(window_means(losses), provenance())
 
 
 @dataclass(frozen=True)
@@ -139,17 +147,18 @@ def _train_steps(trainer: Trainer, clock: Callable[[], float]) -> Iterator[Progr
 
 
 def _evaluate(
-    trainer: Trainer, data: TrainingData, losses: list[float], clock: Callable[[], float]
+    trainer: Trainer, data: TrainingData, batches: list[NDArray[np.float32]], clock: Callable[[], float]
 ) -> Iterator[Progress]:
-    """Append the held-out loss of every window to `losses`."""
-    reported_at = clock()
+    """Append the held-out losses of every token, some windows at a time, to `batches`."""
+    reported_at, num_windows = clock(), 0
     length = trainer.recipe.sequence_length
-    for batch in window_losses(trainer.model, data.validation, data.offsets, sequence_length=length):
-        losses += batch
-        if not math.isfinite(sum(batch)):
+    for batch in token_losses(trainer.model, data.validation, data.offsets, sequence_length=length):
+        batches.append(batch)
+        num_windows += len(batch)
+        if not np.isfinite(batch).all():
             raise DivergedError("the held-out loss is not finite; a lower base_learning_rate may help")
         if clock() - reported_at >= _REPORT_EVERY_SECONDS:
-            yield _progress(trainer, f"evaluating, window {len(losses)} of {len(data.offsets)}", None)
+            yield _progress(trainer, f"evaluating, window {num_windows} of {len(data.offsets)}", None)
             reported_at = clock()
 
 
