@@ -2,7 +2,8 @@
 
 The coordinator `put`s the shards of a corpus; an agent gets them through its `BlobCache`, whose `fetch` is the
 fleet's business (a shared directory, an object store, Ray). Bytes are checked when they arrive and, once per
-process, when they are found on disk.
+process, when they are found on disk. A large file that this machine sees is used where it lies: it is hashed once for
+all processes that share a cache, and again when its size, its times or its inode are not what they were.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from agent.failures import BlobMismatchError, BlobMissingError
 
-Fetch = Callable[[str], bytes]
-"""Gives the bytes of a blob by its hex SHA-256."""
+Fetch = Callable[[str], bytes | Path]
+"""Gives a blob by its hex SHA-256: its bytes, or the file on this machine that holds them."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -75,10 +76,10 @@ class BlobCache:
     def __init__(self, directory: Path, fetch: Fetch) -> None:
         self._directory = directory
         self._fetch = fetch
-        self._verified: set[str] = set()
+        self._verified: dict[str, Path] = {}
 
     def get(self, sha256: str) -> Path:
-        """Path of the blob with this hash, fetched if need be.
+        """Path of a file with this hash: in the cache, fetched if need be, or where the fetch says that it lies.
 
         Raises:
             BlobMissingError: it could not be fetched, or `sha256` is no hash.
@@ -86,21 +87,51 @@ class BlobCache:
         """
         if not _SHA256.fullmatch(sha256):
             raise BlobMissingError(f"{sha256!r} is not a blob name; expected 64 lower-case hex digits (SHA-256)")
+        known = self._verified.get(sha256)
+        if known is not None and known.is_file():
+            return known
         path = self._directory / sha256
-        if sha256 in self._verified and path.is_file():
-            return path
         if path.is_file():
             self._check(sha256, _hash_file(path), f"{path} is corrupt; delete it and it is fetched again")
         else:
             content = self._fetch(sha256)
-            self._check(sha256, hashlib.sha256(content).hexdigest(), "the bytes fetched are not those asked for")
-            write_atomically(path, content)
-        self._verified.add(sha256)
+            if isinstance(content, Path):
+                path = content
+                verify_once(path, sha256, stamps=self._directory)
+            else:
+                self._check(sha256, hashlib.sha256(content).hexdigest(), "the bytes fetched are not those asked for")
+                write_atomically(path, content)
+        self._verified[sha256] = path
         return path
 
     def _check(self, expected: str, actual: str, what: str) -> None:
         if actual != expected:
             raise BlobMismatchError(f"{what}: expected SHA-256 {expected}, got {actual}")
+
+
+def verify_once(path: Path, sha256: str, *, stamps: Path) -> None:
+    """Hash a file, unless `stamps` tells that the file as it is now was hashed before.
+
+    Raises:
+        BlobMismatchError: its bytes are not the ones named; it was altered or truncated.
+    """
+    stamp = stamps / f"{sha256}.verified"
+    before = _state(path)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == before:
+        return
+    actual = _hash_file(path)
+    if actual != sha256:
+        raise BlobMismatchError(
+            f"{path} has {path.stat().st_size:,} bytes of SHA-256 {actual}, expected {sha256}: it was altered or "
+            "truncated since it was named; restore it, or prepare the corpus again in another folder"
+        )
+    write_atomically(stamp, before.encode())
+
+
+def _state(path: Path) -> str:
+    """What changes when a file is written to or replaced."""
+    found = path.stat()
+    return f"{path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _hash_file(path: Path) -> str:

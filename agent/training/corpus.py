@@ -17,11 +17,17 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from agent.blobs import BlobCache, put
 from agent.failures import CorpusError
@@ -59,12 +65,25 @@ _SMALLEST_BPE = 257  # the 256 bytes and end-of-text
 
 
 class Shard(Value):
-    """One token file of a corpus."""
+    """One token file of a corpus. What is not said is left out of the JSON, so that older ids stay what they were."""
 
     role: ShardRole
     sha256: str
+    """Of the whole file, header included."""
     num_tokens: PositiveInt
     num_documents: PositiveInt
+    num_bytes: PositiveInt | None = None
+    """UTF-8 bytes of the text, end-of-text marks not counted: what bits per byte are over."""
+    header_bytes: NonNegativeInt = 0
+    """Bytes before the first token: other tools' files are used as they are."""
+    largest_token: NonNegativeInt | None = None
+    """Largest token id; who checked the hash need not look for it."""
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said = write(self)
+        optional = ("num_bytes", "header_bytes", "largest_token")
+        return {key: value for key, value in said.items() if key not in optional or value not in (None, 0)}
 
 
 class CorpusManifest(Value):
@@ -74,16 +93,24 @@ class CorpusManifest(Value):
     dtype: Literal["uint16", "uint32"]
     vocab_size: PositiveInt
     end_of_text_id: NonNegativeInt
-    tokenizer_sha256: str
+    tokenizer_sha256: str | None
+    """Of tokenizer.json; null where token files came without their tokenizer."""
     shards: tuple[Shard, ...]
     description: str
 
+    def shards_of(self, role: ShardRole) -> tuple[Shard, ...]:
+        """The shards with this role, in their order; at least one, or an error."""
+        found = tuple(shard for shard in self.shards if shard.role == role)
+        if not found:
+            raise CorpusError(f"the corpus has no {role} shard; expected at least one of role train and of validation")
+        return found
+
     def shard(self, role: ShardRole) -> Shard:
-        """The shard with this role."""
-        for shard in self.shards:
-            if shard.role == role:
-                return shard
-        raise CorpusError(f"the corpus has no {role} shard; expected one of role train and one of role validation")
+        """The only shard with this role."""
+        found = self.shards_of(role)
+        if len(found) > 1:
+            raise CorpusError(f"the corpus has {len(found)} {role} shards; expected one")
+        return found[0]
 
 
 @dataclass(frozen=True)
@@ -254,6 +281,7 @@ def _put_shard(
         sha256=put(blob_directory, tokens.tobytes()),
         num_tokens=len(tokens),
         num_documents=len(documents),
+        num_bytes=sum(document.num_bytes for document in documents),
     )
 
 

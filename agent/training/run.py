@@ -21,7 +21,7 @@ from agent.device import make_provenance
 from agent.failures import CorpusError, DivergedError, failure_from
 from agent.training.checkpoint import discard_checkpoint
 from agent.training.corpus import load_corpus
-from agent.training.data import TokenStream, held_out_windows, open_shard
+from agent.training.data import TokenShards, TokenStream, held_out_windows, open_tokens
 from agent.training.evaluate import token_losses, window_means
 from agent.training.model import Decoder
 from agent.training.trainer import Trainer
@@ -98,7 +98,7 @@ class TrainingData:
     """What a run reads: the token stream and the held-out windows of one corpus."""
 
     stream: TokenStream
-    validation: NDArray[np.unsignedinteger]
+    validation: TokenShards
     offsets: NDArray[np.int64]
 
 
@@ -111,8 +111,8 @@ def load_data(assignment: TrainAssignment, blobs: BlobCache) -> TrainingData:
             f"the corpus has a vocabulary of {manifest.vocab_size}, the architecture's vocab_size is "
             f"{assignment.architecture.vocab_size}; expected at least as many: raise vocab_size"
         )
-    tokens = open_shard(blobs.get(manifest.shard("train").sha256), manifest, "train")
-    validation = open_shard(blobs.get(manifest.shard("validation").sha256), manifest, "validation")
+    tokens = open_tokens(manifest, "train", blobs)
+    validation = open_tokens(manifest, "validation", blobs)
     stream = TokenStream(
         tokens,
         sequence_length=recipe.sequence_length,

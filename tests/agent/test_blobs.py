@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.blobs import BlobCache, directory_fetcher, put, write_atomically
+from agent.blobs import BlobCache, directory_fetcher, put, verify_once, write_atomically
 from agent.failures import BlobMismatchError, BlobMissingError
 
 CONTENT = b"sixteen tokens  "
@@ -67,3 +67,38 @@ def test_a_name_that_is_no_hash_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_missing_blob_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(BlobMissingError, match=f"{SHA256} is not in {tmp_path}"):
         directory_fetcher(tmp_path)(SHA256)
+
+
+def test_a_file_that_this_machine_sees_is_used_where_it_lies(tmp_path: Path) -> None:
+    shard = tmp_path / "train-00000.bin"
+    shard.write_bytes(CONTENT)
+    cache = BlobCache(tmp_path / "cache", lambda _: shard)
+    assert cache.get(SHA256) == cache.get(SHA256) == shard
+    assert not (tmp_path / "cache" / SHA256).exists()
+
+
+def test_an_altered_file_is_refused_by_a_cache_that_trusted_it_before(tmp_path: Path) -> None:
+    shard = tmp_path / "train-00000.bin"
+    shard.write_bytes(CONTENT)
+    BlobCache(tmp_path / "cache", lambda _: shard).get(SHA256)
+    shard.write_bytes(CONTENT[::-1])
+    with pytest.raises(BlobMismatchError, match="altered or truncated"):
+        BlobCache(tmp_path / "cache", lambda _: shard).get(SHA256)
+
+
+def test_a_file_is_hashed_once_for_all_who_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path)
+        return SHA256
+
+    monkeypatch.setattr("agent.blobs._hash_file", hash_file)
+    shard = tmp_path / "train-00000.bin"
+    shard.write_bytes(CONTENT)
+    for _ in range(3):
+        verify_once(shard, SHA256, stamps=tmp_path / "stamps")
+    assert hashed == [shard]
+    shard.touch()
+    verify_once(shard, SHA256, stamps=tmp_path / "stamps")
+    assert hashed == [shard, shard]

@@ -7,7 +7,7 @@ import torch
 from agent.blobs import BlobCache
 from agent.failures import CorpusError
 from agent.training.corpus import Corpus
-from agent.training.data import TokenStream, held_out_windows, open_shard, permutation
+from agent.training.data import TokenShards, TokenStream, held_out_windows, open_shard, open_tokens
 
 TOKENS = np.arange(101, dtype=np.uint16)
 
@@ -41,22 +41,6 @@ def test_batches_straddle_epochs_without_losing_a_window() -> None:
     assert np.bincount(starts.numpy() // 10).tolist() == [3] * 10
 
 
-def test_the_order_is_pinned_because_it_is_part_of_every_result() -> None:
-    assert permutation(8, seed=0, epoch=0).tolist() == PINNED_0_0
-    assert permutation(8, seed=1, epoch=0).tolist() == PINNED_1_0
-    assert permutation(8, seed=0, epoch=1).tolist() == PINNED_0_1
-
-
-PINNED_0_0 = [2, 6, 5, 3, 0, 4, 7, 1]
-PINNED_1_0 = [7, 1, 0, 3, 5, 6, 4, 2]
-PINNED_0_1 = [4, 2, 0, 7, 3, 1, 5, 6]
-
-
-def test_permutations_are_even() -> None:
-    places = np.array([np.flatnonzero(permutation(5, seed=seed, epoch=0) == 0)[0] for seed in range(2000)])
-    assert np.all(np.abs(np.bincount(places) - 400) < 80)  # four and a half standard deviations
-
-
 def test_held_out_windows_are_disjoint_and_spread_over_the_shard() -> None:
     offsets = held_out_windows(TOKENS, sequence_length=10, num_windows=5)
     assert offsets.tolist() == [0, 20, 40, 60, 80]
@@ -80,20 +64,64 @@ def test_a_batch_that_is_no_whole_number_of_windows_is_refused() -> None:
 
 def test_a_shard_is_mapped_with_the_tokens_that_were_written(corpus: Corpus, blobs: BlobCache) -> None:
     shard = corpus.manifest.shard("train")
-    tokens = open_shard(blobs.get(shard.sha256), corpus.manifest, "train")
+    tokens = open_shard(blobs.get(shard.sha256), shard, corpus.manifest)
     assert len(tokens) == shard.num_tokens
     assert tokens[0] == corpus.manifest.end_of_text_id
 
 
+def test_a_header_is_skipped(corpus: Corpus, blobs: BlobCache, tmp_path: Path) -> None:
+    shard = corpus.manifest.shard("train")
+    content = blobs.get(shard.sha256).read_bytes()
+    (tmp_path / "with-header").write_bytes(b"\xff" * 1024 + content)
+    tokens = open_shard(tmp_path / "with-header", shard.model_copy(update={"header_bytes": 1024}), corpus.manifest)
+    assert tokens.tobytes() == content
+
+
 def test_a_truncated_shard_is_refused(corpus: Corpus, blobs: BlobCache, tmp_path: Path) -> None:
-    content = blobs.get(corpus.manifest.shard("train").sha256).read_bytes()
-    (tmp_path / "short").write_bytes(content[:-2])
+    shard = corpus.manifest.shard("train")
+    (tmp_path / "short").write_bytes(blobs.get(shard.sha256).read_bytes()[:-2])
     with pytest.raises(CorpusError, match="truncated"):
-        open_shard(tmp_path / "short", corpus.manifest, "train")
+        open_shard(tmp_path / "short", shard, corpus.manifest)
 
 
-def test_a_token_outside_the_vocabulary_is_refused(corpus: Corpus, blobs: BlobCache) -> None:
-    path = blobs.get(corpus.manifest.shard("train").sha256)
+@pytest.mark.parametrize("largest_token", [None, 250], ids=["looked for", "in the manifest"])
+def test_a_token_outside_the_vocabulary_is_refused(corpus: Corpus, blobs: BlobCache, largest_token: int | None) -> None:
+    shard = corpus.manifest.shard("train").model_copy(update={"largest_token": largest_token})
     manifest = corpus.manifest.model_copy(update={"vocab_size": 200})
     with pytest.raises(CorpusError, match="outside its vocabulary of 200"):
-        open_shard(path, manifest, "train")
+        open_shard(blobs.get(shard.sha256), shard, manifest)
+
+
+THREE = (np.arange(0, 35, dtype=np.uint16), np.arange(100, 110, dtype=np.uint16), np.arange(200, 251, dtype=np.uint16))
+"""Three windows of ten and four tokens over; one token too few for a window; five windows."""
+
+
+def test_an_epoch_over_several_shards_shows_every_window_of_each_once_and_none_across_two() -> None:
+    inputs, targets = TokenStream(TokenShards(THREE), sequence_length=10, batch_tokens=80, order_seed=0).batch(0)
+    assert torch.equal(targets, inputs + 1)
+    assert sorted(inputs[:, 0].tolist()) == [0, 10, 20, 200, 210, 220, 230, 240]
+
+
+def test_one_shard_among_shards_gives_the_batches_that_it_gives_alone() -> None:
+    alone = _stream()
+    wrapped = TokenStream(TokenShards([TOKENS]), sequence_length=10, batch_tokens=30, order_seed=0)
+    for step in range(9):
+        assert all(torch.equal(a, b) for a, b in zip(alone.batch(step), wrapped.batch(step), strict=True))
+
+
+def test_held_out_windows_over_several_shards_do_not_straddle_them() -> None:
+    shards = TokenShards(THREE)
+    offsets = held_out_windows(shards, sequence_length=10, num_windows=4)
+    assert shards.gather(offsets, 1)[:, 0].tolist() == [0, 20, 210, 230]
+
+
+def test_batches_are_pinned_because_they_are_part_of_every_result() -> None:
+    starts = [(_stream(order_seed=3).batch(step)[0][:, 0] // 10).tolist() for step in (0, 1, 3)]
+    assert starts == PINNED_STARTS
+
+
+PINNED_STARTS = [[0, 3, 5], [2, 4, 1], [9, 1, 2]]
+
+
+def test_all_shards_of_a_role_are_opened(corpus: Corpus, blobs: BlobCache) -> None:
+    assert len(open_tokens(corpus.manifest, "train", blobs)) == corpus.manifest.shard("train").num_tokens
