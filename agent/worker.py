@@ -78,6 +78,7 @@ class Worker:
         """The generator that does the work; its imports happen, and may fail, at its first step."""
         if isinstance(assignment, TrainAssignment):
             from agent.training.run import train
+            from agent.training.trunk import TrunkStore
 
             yield from train(
                 assignment,
@@ -86,6 +87,7 @@ class Worker:
                 agent=self.agent_name,
                 clock=self._clock,
                 unix_time=self._unix_time,
+                trunks=TrunkStore(self._work_directory / "trunks"),
             )
         else:
             from agent.benchmark.run import run_benchmark

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
@@ -63,8 +63,11 @@ class TrainingObservation(Value):
     loss_standard_error: NonNegativeFloat
     window_losses: tuple[float, ...]
     num_tokens: PositiveInt
+    inherited_tokens: NonNegativeInt = Field(0, exclude_if=lambda tokens: tokens == 0)
+    """Of `num_tokens`, those that were trained by another run, whose trunk this one went on from."""
     tokens_per_second: float
-    """Training tokens per second of training time, evaluation and loading excluded; over resumed segments."""
+    """Training tokens per second of training time, evaluation, loading and what was inherited excluded; over resumed
+    segments."""
     train_seconds: NonNegativeFloat
     num_resumes: NonNegativeInt = 0
     curve: tuple[TrainingPoint, ...]

@@ -34,7 +34,7 @@ def step_law_rate(num_parameters: float, num_tokens: float) -> float:
         ValueError: N or D is not positive.
     """
     _require_positive(num_parameters=num_parameters, num_tokens=num_tokens)
-    return RATE_FACTOR * num_parameters**RATE_N_EXPONENT * num_tokens**RATE_D_EXPONENT
+    return RATE_FACTOR * math.pow(num_parameters, RATE_N_EXPONENT) * math.pow(num_tokens, RATE_D_EXPONENT)
 
 
 def step_law_batch_tokens(num_tokens: float, *, sequence_length: int = 1) -> int:
@@ -48,7 +48,7 @@ def step_law_batch_tokens(num_tokens: float, *, sequence_length: int = 1) -> int
         ValueError: D or the sequence length is not positive.
     """
     _require_positive(num_tokens=num_tokens, sequence_length=sequence_length)
-    wanted = BATCH_FACTOR * num_tokens**BATCH_D_EXPONENT
+    wanted = BATCH_FACTOR * math.pow(num_tokens, BATCH_D_EXPONENT)
     return max(1, round(wanted / sequence_length)) * sequence_length
 
 

@@ -30,6 +30,8 @@ class RunState(Value):
     """Where a run stands besides its tensors: `step` optimiser steps are done."""
 
     step: NonNegativeInt = 0
+    inherited_steps: NonNegativeInt = 0
+    """Of these, how many another run's trunk had done."""
     train_seconds: NonNegativeFloat = 0.0
     num_resumes: NonNegativeInt = 0
     curve: tuple[TrainingPoint, ...] = ()

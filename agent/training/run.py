@@ -25,6 +25,7 @@ from agent.training.data import TokenShards, TokenStream, held_out_windows, open
 from agent.training.evaluate import token_losses, window_means
 from agent.training.model import Decoder
 from agent.training.trainer import Trainer
+from agent.training.trunk import TrunkStore
 from scaling.observations import Failure, Progress, Provenance, TrainingObservation, TrainingPoint
 
 __all__ = ["checkpoint_path", "discard_checkpoint", "train"]
@@ -49,6 +50,7 @@ def train(
     clock: Callable[[], float] = time.monotonic,
     unix_time: Callable[[], float] = time.time,
     device: str | None = None,
+    trunks: TrunkStore | None = None,
     on_finished: Finished | None = None,
 ) -> Iterator[Progress | TrainingObservation | Failure]:
     """Train and evaluate, or resume; the last item is the observation or a `nan-loss` failure.
@@ -61,6 +63,7 @@ def train(
         clock: monotonic seconds, for durations and the pace of reports and checkpoints.
         unix_time: seconds since the epoch, for the provenance.
         device: "cpu" or "cuda"; by default cuda where there is one.
+        trunks: where states are left for other runs, and taken up from them; without it every run is from scratch.
         on_finished: called after the evaluation and before the observation is given, for what only some keep.
 
     Raises:
@@ -77,7 +80,7 @@ def train(
     yield Progress(assignment_id=assignment.id, done_fraction=0.0, message="loading")
     data = load_data(assignment, blobs)
     directory = checkpoint_path(checkpoint_directory, assignment)
-    trainer = Trainer(assignment, data.stream, device=device, directory=directory)
+    trainer = Trainer(assignment, data.stream, device=device, directory=directory, trunks=trunks)
     resumed = trainer.resume()
     yield Progress(assignment_id=assignment.id, done_fraction=trainer.done_fraction, message=resumed)
     try:
@@ -132,14 +135,15 @@ def _train_steps(trainer: Trainer, clock: Callable[[], float]) -> Iterator[Progr
         while not trainer.done:
             trainer.step()
             now = clock()
-            if now - resumed_at < _REPORT_EVERY_SECONDS and not trainer.done:
+            if now - resumed_at < _REPORT_EVERY_SECONDS and not (trainer.done or trainer.at_branch):
                 continue
             point = trainer.point()
             trainer.add_train_seconds(clock() - resumed_at)
+            kept = f"; {trainer.leave_trunk()}" if trainer.at_branch else ""
             if now - saved_at >= trainer.assignment.checkpoint_every_seconds or trainer.done:
                 trainer.save()
                 saved_at = clock()
-            yield _progress(trainer, f"loss {point.loss:.3f}", point)
+            yield _progress(trainer, f"loss {point.loss:.3f}{kept}", point)
             resumed_at = clock()
     except GeneratorExit:
         trainer.save()  # closed between reports: nothing is lost

@@ -17,6 +17,7 @@ from agent.training.data import TokenStream
 from agent.training.evaluate import summarise
 from agent.training.model import Decoder, init_weights
 from agent.training.optim import clip_gradients, make_optimizer, schedule, set_rates
+from agent.training.trunk import TrunkStore, trunk_key
 from scaling.observations import Provenance, TrainingObservation, TrainingPoint
 
 _CURVE_POINTS = 64
@@ -25,7 +26,15 @@ _CURVE_POINTS = 64
 class Trainer:
     """The moving parts of one run. `state.step` steps are done; everything else follows from the step."""
 
-    def __init__(self, assignment: TrainAssignment, stream: TokenStream, *, device: str, directory: Path) -> None:
+    def __init__(
+        self,
+        assignment: TrainAssignment,
+        stream: TokenStream,
+        *,
+        device: str,
+        directory: Path,
+        trunks: TrunkStore | None = None,
+    ) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # two threads are up to 8 times slower on a busy machine (measured)
         self.assignment = assignment
@@ -39,6 +48,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.state = RunState()
         self._directory = directory
+        self._trunks = trunks
+        self._branch_steps = frozenset(assignment.branch_steps)
         self._recent_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self._recent_steps = 0
         self._gradient_norm = torch.zeros((), device=self.device)
@@ -60,11 +71,41 @@ class Trainer:
             self._directory, self.model, self.optimizer, assignment_hash=self.assignment.content_hash()
         )
         if isinstance(restored, NoCheckpoint):
-            return f"starting afresh: {restored.reason}"
-        self.state = restored.model_copy(update={"num_resumes": restored.num_resumes + 1})
-        self._step, self._recent_steps = restored.step, restored.recent_steps
-        self._recent_loss.fill_(restored.recent_loss_sum)
+            return self._inherit(restored.reason)
+        self._take_up(restored.model_copy(update={"num_resumes": restored.num_resumes + 1}))
         return f"resumed at step {restored.step} of {self.recipe.num_steps}"
+
+    def _inherit(self, why_not_resumed: str) -> str:
+        """Go on from the furthest state of this run's trunk, if one is kept."""
+        if self._trunks is None:
+            return f"starting afresh: {why_not_resumed}"
+        last = self.recipe.first_decaying_step
+        found = self._trunks.take_up(self._trunk_key, self.model, self.optimizer, max_step=last)
+        if isinstance(found, NoCheckpoint):
+            return f"starting afresh: {why_not_resumed}; {found.reason}"
+        self._take_up(
+            found.model_copy(update={"inherited_steps": found.step, "train_seconds": 0.0, "num_resumes": 0}),
+        )
+        return f"branched off a trunk at step {found.step} of {self.recipe.num_steps}"
+
+    def _take_up(self, state: RunState) -> None:
+        self.state = state
+        self._step, self._recent_steps = state.step, state.recent_steps
+        self._recent_loss.fill_(state.recent_loss_sum)
+
+    @property
+    def at_branch(self) -> bool:
+        """Whether another run is to branch off here."""
+        return self._trunks is not None and self._step in self._branch_steps
+
+    def leave_trunk(self) -> str:
+        """Keep the state for the runs that branch off here; returns a sentence on how that went."""
+        assert self._trunks is not None, "asked for at a branch alone"
+        return self._trunks.leave(self._trunk_key, self._now(), self.model, self.optimizer)
+
+    @property
+    def _trunk_key(self) -> str:
+        return trunk_key(self.assignment, device=self.device.type)
 
     def step(self) -> None:
         """One optimiser step, without waiting for the device."""
@@ -116,17 +157,21 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, unless the run has diverged: a NaN must not be what is resumed from."""
+        self.state = self._now()
+        save_checkpoint(
+            self._directory, self.state, self.model, self.optimizer, assignment_hash=self.assignment.content_hash()
+        )
+
+    def _now(self) -> RunState:
+        """The state at this step, if the run has not diverged. Waits for the device."""
         if self._recent_steps:
             self.point()
-        self.state = self.state.model_copy(
+        return self.state.model_copy(
             update={
                 "step": self._step,
                 "recent_loss_sum": float(self._recent_loss),
                 "recent_steps": self._recent_steps,
             }
-        )
-        save_checkpoint(
-            self._directory, self.state, self.model, self.optimizer, assignment_hash=self.assignment.content_hash()
         )
 
     def add_train_seconds(self, seconds: float) -> None:
@@ -137,6 +182,7 @@ class Trainer:
         """The result of a finished run."""
         held_out = summarise(losses)
         num_tokens = self.recipe.num_steps * self.recipe.batch_tokens
+        inherited_tokens = self.state.inherited_steps * self.recipe.batch_tokens
         return TrainingObservation(
             assignment_id=self.assignment.id,
             architecture=self.assignment.architecture,
@@ -146,7 +192,8 @@ class Trainer:
             loss_standard_error=held_out.standard_error,
             window_losses=held_out.window_losses,
             num_tokens=num_tokens,
-            tokens_per_second=num_tokens / max(self.state.train_seconds, 1e-9),
+            inherited_tokens=inherited_tokens,
+            tokens_per_second=(num_tokens - inherited_tokens) / max(self.state.train_seconds, 1e-9),
             train_seconds=self.state.train_seconds,
             num_resumes=self.state.num_resumes,
             curve=self.state.curve,
