@@ -50,6 +50,9 @@ class TrainingRecipe(Value):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     gradient_clip_norm: PositiveFloat = 1.0
+    z_loss_weight: float = Field(0.0, ge=0, exclude_if=lambda weight: weight == 0)
+    """Of the squared log-sum-exp of the logits, added to the trained loss alone (PaLM: 1e-4). Left out of the JSON at 0,
+    so that names stay those of runs made before there was this field."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights; the only thing replicates differ in."""
     order_seed: NonNegativeInt = 0
@@ -57,7 +60,7 @@ class TrainingRecipe(Value):
 
     @model_validator(mode="after")
     def _warm_before_the_decay(self) -> Self:
-        if self.warmup_tokens is not None and self.num_warmup_steps > self.first_decaying_step:
+        if self.warmup_tokens is not None and self.num_warmup_steps > max(1, self.first_decaying_step):
             raise ValueError(
                 f"warmup_tokens ({self.warmup_tokens}) reach into the decay, which begins after {self.trunk_tokens} of "
                 f"{self.num_tokens} tokens: give at most so many, or a smaller decay_fraction"

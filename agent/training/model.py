@@ -15,7 +15,7 @@ size f, V vocabulary, L layers.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -53,12 +53,20 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of the next token at every position."""
+        return functional.linear(self.hidden_states(tokens_BT), self.head_weight)
+
+    def hidden_states(self, tokens_BT: Tensor, layers: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()) -> Tensor:
+        """What the head multiplies, (B, T, D); `layers` stand in for the blocks, e.g. their compiled forms."""
         x_BTD = functional.embedding(tokens_BT, self.embedding)
         rotation = self.rotation[: tokens_BT.shape[1]]
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rotation)
-        x_BTD = rms_norm(x_BTD, self.norm)
-        return functional.linear(x_BTD, self.embedding if self.head is None else self.head)
+        for layer in layers or self.blocks:
+            x_BTD = layer(x_BTD, rotation)
+        return rms_norm(x_BTD, self.norm)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The head's matrix (V, D): the embedding where they are tied."""
+        return self.embedding if self.head is None else self.head
 
 
 class Block(nn.Module):
@@ -87,9 +95,10 @@ class Block(nn.Module):
         B, T, _ = x_BTD.shape
         H, K = self.num_heads, self.num_kv_heads
         qkv = functional.linear(x_BTD, self.qkv).view(B, T, H + 2 * K, self.head_dim)
-        qk = rotate(qkv[:, :, : H + K], rotation).transpose(1, 2)
-        q, k = qk[:, :H], qk[:, H:]
-        v = qkv[:, :, H + K :].transpose(1, 2)
+        # Split, not sliced: the gradient of a slice is a copy into zeros, that of a split one concatenation.
+        qk, v = qkv.split_with_sizes([H + K, K], dim=2)
+        q, k = rotate(qk, rotation).transpose(1, 2).split_with_sizes([H, K], dim=1)
+        v = v.transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
         return functional.linear(mixed.transpose(1, 2).reshape(B, T, H * self.head_dim), self.output)
 
@@ -188,21 +197,76 @@ def to_hf_state_dict(model: Decoder) -> dict[str, Tensor]:
     """The weights under the names of transformers' LlamaForCausalLM, for `Architecture.to_hf_config`."""
     a = model.architecture
     state: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
-    state["lm_head.weight"] = model.embedding if model.head is None else model.head
+    state["lm_head.weight"] = model.head_weight
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         q, k, v = torch.split(block.qkv, [a.query_width, a.key_value_width, a.key_value_width])
         gate, up = block.gate_up.chunk(2)
-        matrices: dict[str, Tensor] = {
-            "input_layernorm": block.attention_norm,
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
-            "self_attn.o_proj": block.output,
-            "post_attention_layernorm": block.mlp_norm,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": block.down,
-        }
-        state |= {f"model.layers.{i}.{name}.weight": matrix for name, matrix in matrices.items()}
+        state |= dict(zip(_hf_names(i), _hf_order(block, q, k, v, gate, up), strict=True))
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def from_hf_state_dict(model: Decoder, state: Mapping[str, Tensor]) -> None:
+    """Fill a model with the weights of transformers' LlamaForCausalLM of the same architecture, in the model's dtype.
+
+    A tied model may come with or without its `lm_head.weight`, as safetensors leaves out what is shared.
+
+    Raises:
+        ValueError: names or shapes are not those of this architecture, or a tied head differs from the embedding;
+            the model is left as it was.
+    """
+    expected = to_hf_state_dict(model)
+    given = dict(state)
+    if model.head is None:
+        given.setdefault("lm_head.weight", given.get("model.embed_tokens.weight", model.embedding))
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    if wrong := sorted(name for name in shapes.keys() | given.keys() if _shape(given.get(name)) != shapes.get(name)):
+        name = wrong[0]
+        raise ValueError(
+            f"the weights are not those of a Llama {model.architecture.label}: {len(wrong)} names differ, first "
+            f"{name}: given {_shape(given.get(name))}, expected {shapes.get(name)}; give its config.json's architecture"
+        )
+    if model.head is None and not torch.equal(given["lm_head.weight"], given["model.embed_tokens.weight"]):
+        raise ValueError(
+            "lm_head.weight differs from model.embed_tokens.weight, the architecture ties them; "
+            "expected tie_word_embeddings = false"
+        )
+    with torch.no_grad():
+        model.embedding.copy_(given["model.embed_tokens.weight"])
+        model.norm.copy_(given["model.norm.weight"])
+        if model.head is not None:
+            model.head.copy_(given["lm_head.weight"])
+        for i, block in enumerate(model.blocks):
+            assert isinstance(block, Block)
+            attention_norm, q, k, v, output, mlp_norm, gate, up, down = (given[name] for name in _hf_names(i))
+            block.attention_norm.copy_(attention_norm)
+            block.qkv.copy_(torch.cat([q, k, v]))
+            block.output.copy_(output)
+            block.mlp_norm.copy_(mlp_norm)
+            block.gate_up.copy_(torch.cat([gate, up]))
+            block.down.copy_(down)
+
+
+def _hf_names(layer: int) -> list[str]:
+    return [f"model.layers.{layer}.{name}.weight" for name in _HF_MATRICES]
+
+
+def _hf_order(block: Block, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, up: Tensor) -> list[Tensor]:
+    return [block.attention_norm, q, k, v, block.output, block.mlp_norm, gate, up, block.down]
+
+
+_HF_MATRICES = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)

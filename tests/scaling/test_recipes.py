@@ -34,3 +34,10 @@ def test_runs_share_a_trunk_when_all_but_their_length_and_decay_is_equal() -> No
 def test_a_warm_up_that_reaches_into_the_decay_is_refused() -> None:
     with pytest.raises(ValidationError, match="begins after 3584 of 5120 tokens: give at most so many"):
         TrainingRecipe(num_tokens=5120, warmup_tokens=4096)
+
+
+def test_a_recipe_without_a_z_loss_keeps_its_name() -> None:
+    assert "z_loss_weight" not in TrainingRecipe(num_tokens=1).model_dump_json()
+    weighted = TrainingRecipe(num_tokens=1, z_loss_weight=1e-4)
+    assert TrainingRecipe.model_validate_json(weighted.model_dump_json()) == weighted
+    assert "z_loss_weight" in weighted.trunk_identity()

@@ -2,10 +2,19 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from agent.training.model import Decoder, init_weights, initial_std, parameters_by_kind, to_hf_state_dict
+from agent.training.model import (
+    Decoder,
+    from_hf_state_dict,
+    init_weights,
+    initial_std,
+    parameters_by_kind,
+    to_hf_state_dict,
+)
 from scaling.architecture import Architecture
 
 
@@ -42,19 +51,82 @@ def _tokens(architecture: Architecture) -> torch.Tensor:
     return torch.randint(0, architecture.vocab_size, (2, 64), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("architecture", SHAPES.values(), ids=SHAPES.keys())
-def test_transformers_computes_the_same_logits_from_the_exported_weights(architecture: Architecture) -> None:
-    model, tokens = _model(architecture), _tokens(architecture)
+@st.composite
+def architectures(draw: st.DrawFn) -> Architecture:
+    """Small legal shapes; the query width is mostly unlike the hidden size."""
+    num_kv_heads = draw(st.integers(1, 3))
+    return Architecture(
+        hidden_size=draw(st.integers(3, 40)),
+        intermediate_size=draw(st.integers(1, 70)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=num_kv_heads * draw(st.integers(1, 4)),
+        num_key_value_heads=num_kv_heads,
+        head_dim=2 * draw(st.integers(1, 9)),
+        vocab_size=draw(st.integers(2, 80)),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+def _with_uneven_gains(model: Decoder) -> Decoder:
     with torch.no_grad():  # gains unlike 1, so that a gain in the wrong place shows
         for _, kind, parameter in parameters_by_kind(model):
             if kind == "gain":
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))
-    reference = LlamaForCausalLM(LlamaConfig.from_dict(architecture.to_hf_config()))
+    return model
+
+
+def _llama(architecture: Architecture) -> LlamaForCausalLM | MistralForCausalLM:
+    """Mistral, the same model, where Llama's configuration refuses widths that are no multiple of the heads."""
+    config = architecture.to_hf_config()
+    if architecture.hidden_size % architecture.num_attention_heads:
+        return MistralForCausalLM(MistralConfig.from_dict(config)).eval()
+    return LlamaForCausalLM(LlamaConfig.from_dict(config)).eval()
+
+
+def _check_same_logits(architecture: Architecture) -> None:
+    model, tokens = _with_uneven_gains(_model(architecture)), _tokens(architecture)
+    reference = _llama(architecture)
     reference.load_state_dict(to_hf_state_dict(model), strict=True)
-    reference.eval()
+    back = _model(architecture, seed=7)
+    from_hf_state_dict(back, reference.state_dict())
     with torch.no_grad():
-        difference = (model(tokens) - reference(tokens).logits).abs().max()
-    assert difference <= 1e-4
+        logits = model(tokens)
+        assert (logits - reference(tokens).logits).abs().max() <= 1e-4
+        assert torch.equal(logits, back(tokens))
+
+
+@pytest.mark.parametrize("architecture", SHAPES.values(), ids=SHAPES.keys())
+def test_transformers_computes_the_same_logits_and_its_weights_come_back(architecture: Architecture) -> None:
+    _check_same_logits(architecture)
+
+
+@given(architectures())
+@settings(max_examples=25, deadline=None)
+def test_any_shape_goes_to_transformers_and_back(architecture: Architecture) -> None:
+    _check_same_logits(architecture)
+
+
+def test_weights_that_transformers_made_give_its_logits_here() -> None:
+    architecture = SHAPES["query-width-unlike-hidden"]
+    reference, model, tokens = _llama(architecture), _model(architecture), _tokens(architecture)
+    state = reference.state_dict()
+    del state["lm_head.weight"]  # as safetensors leaves out what is shared
+    from_hf_state_dict(model, state)
+    with torch.no_grad():
+        assert (model(tokens) - reference(tokens).logits).abs().max() <= 1e-4
+
+
+def test_weights_of_another_shape_are_refused_and_change_nothing() -> None:
+    model = _model(_architecture())
+    before = model.blocks[0].down.detach().clone()
+    with pytest.raises(ValueError, match=r"6 names differ.*mlp\.down_proj\.weight: given \(64, 80\)"):
+        from_hf_state_dict(model, to_hf_state_dict(_model(_architecture(intermediate_size=80), seed=1)))
+    assert torch.equal(model.blocks[0].down, before)
+
+
+def test_an_untied_head_is_not_dropped_in_silence() -> None:
+    with pytest.raises(ValueError, match="the architecture ties them"):
+        from_hf_state_dict(_model(_architecture()), to_hf_state_dict(_model(_architecture(tie_word_embeddings=False))))
 
 
 @pytest.mark.parametrize("architecture", SHAPES.values(), ids=SHAPES.keys())
