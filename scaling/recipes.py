@@ -51,8 +51,8 @@ class TrainingRecipe(Value):
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     gradient_clip_norm: PositiveFloat = 1.0
     z_loss_weight: float = Field(0.0, ge=0, exclude_if=lambda weight: weight == 0)
-    """Of the squared log-sum-exp of the logits, added to the trained loss alone (PaLM: 1e-4). Left out of the JSON at 0,
-    so that names stay those of runs made before there was this field."""
+    """Of the squared log-sum-exp of the logits, added to the trained loss alone (PaLM: 1e-4). Left out of the JSON at
+    0, so that names stay those of runs made before there was this field."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights; the only thing replicates differ in."""
     order_seed: NonNegativeInt = 0
