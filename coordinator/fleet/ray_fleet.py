@@ -32,7 +32,7 @@ from coordinator.fleet.base import (
 )
 from coordinator.fleet.outbox import Message
 from coordinator.fleet.placement import Slot, slots_of
-from coordinator.fleet.ray_session import RaySession
+from coordinator.fleet.ray_session import RaySession, listens
 from coordinator.version import code_digest, version
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
@@ -44,6 +44,8 @@ FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 5.0, 300.0
 FETCH_SECONDS = 5.0
 """An agent that has nothing to tell answers after this long: its sign of life."""
 NODE_CHECK_SECONDS = 5.0
+HEAD_PATIENCE_SECONDS = 25.0
+"""A cluster whose head is away for longer is given up in our words. Ray ends this process after 60 s, in its own."""
 
 _observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observation, Field(discriminator="kind")])
 
@@ -104,11 +106,14 @@ class RayFleet:
         self._failed_starts = 0
         self._ever_joined = False
         self._nodes_checked = 0.0
+        self._head = ""
+        self._head_seen = 0.0
         self._ray: Any = None
 
     def start(self) -> None:
         """Connect to Ray, publish the blobs, start the agents."""
         self._ray = self._session.connect()
+        self._head, self._head_seen = self._ray.get_runtime_context().gcs_address, time.monotonic()
         self._code = code_digest()
         for blob in sorted(self._blob_directory.iterdir()):
             self._blobs[blob.name] = [self._ray.put(blob.read_bytes())]
@@ -167,9 +172,10 @@ class RayFleet:
     def stop(self) -> None:
         """Leave the cluster, ending the agents; a local cluster ends with all it started."""
         if self._ray is not None:
-            for agent in self._agents.values():
-                with suppress(Exception):
-                    self._ray.kill(agent.handle)
+            if listens(self._head):  # without a head nobody carries orders, and Ray waits long for one
+                for agent in self._agents.values():
+                    with suppress(Exception):
+                        self._ray.kill(agent.handle)
             with suppress(Exception):
                 self._ray.shutdown()
             self._ray = None
@@ -178,6 +184,8 @@ class RayFleet:
     def _follow_nodes(self) -> list[FleetEvent]:
         """Start agents on nodes that came; drop those of nodes that went."""
         self._nodes_checked = time.monotonic()
+        if not self._head_is_there():
+            return []
         prefix = "agent" if self._session.is_local else None
         found = slots_of(self._ray.nodes(), max_agents=self._max_agents, prefix=prefix)
         slots = self._slots = {slot.agent: slot for slot in found}
@@ -188,6 +196,23 @@ class RayFleet:
             if name not in self._agents and self._rests.get(name, (0.0, 0.0))[0] <= self._nodes_checked:
                 self._start_agent(slot)
         return [AgentLost(name, "its node left the cluster") for name in gone]
+
+    def _head_is_there(self) -> bool:
+        """Whether the head listens. While it does not, agents go on and are heard; whatever asks Ray would hang.
+
+        Raises:
+            UserError: it has been away for too long.
+        """
+        if listens(self._head):
+            self._head_seen = time.monotonic()
+            return True
+        if (seconds := time.monotonic() - self._head_seen) > HEAD_PATIENCE_SECONDS:
+            raise UserError(
+                f"the head of the Ray cluster at {self._head} has not answered for {seconds:.0f} s.\n"
+                "Start the cluster anew and run the same command again: what was acknowledged is kept, and the run "
+                "goes on."
+            )
+        return False
 
     def _start_agent(self, slot: Slot) -> None:
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy

@@ -143,11 +143,10 @@ class ClusterSession:
 
     def _answers_without_a_token(self) -> bool:
         """Whether a process without a token gets in. Asked in another process: Ray reads its mode once."""
-        check = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
         try:
             answer = subprocess.run(
-                [sys.executable, "-c", check, self._address],
+                [sys.executable, "-c", _ASK_WITHOUT_A_TOKEN, self._address],
                 env={**environment, "RAY_AUTH_MODE": "disabled", "HOME": "/nonexistent"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -159,6 +158,17 @@ class ClusterSession:
         return answer.returncode == 0
 
 
+_ASK_WITHOUT_A_TOKEN = """
+import sys
+try:
+    from ray._raylet import GcsClient
+    ask = GcsClient.get_all_node_info
+except (ImportError, AttributeError):  # another Ray: its front door, which tries for 20 s to get in
+    import ray
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+else:
+    ask(GcsClient(address=sys.argv[1]), timeout=20)
+"""
 _WHERE = "Give the head's address as --address HOST:6379; `ray status` on the head shows whether it runs."
 
 
@@ -175,6 +185,16 @@ def require_listener(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=LISTEN_TIMEOUT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}.\n{_WHERE}") from None
+
+
+def listens(address: str) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=LISTEN_TIMEOUT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def require_token(environment: os._Environ[str] | dict[str, str]) -> Path:
