@@ -9,7 +9,7 @@ all processes that share a cache, and again when its size, its times or its inod
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,18 +30,20 @@ def put(directory: Path, content: bytes) -> str:
     return sha256
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a crash leaves the old bytes or the new ones: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    # Not `mkstemp`, which lets nobody else read: who may is the user's umask to say.
+    name = path.parent / f".writing-{secrets.token_hex(8)}"
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        name.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
 

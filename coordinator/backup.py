@@ -48,7 +48,7 @@ def back_up(run_directory: Path, destination: Path | None = None, *, now_unix: f
     try:
         unfinished.mkdir(parents=True)
         _copy(run_directory / FILE_NAME, unfinished / FILE_NAME)
-        found = _check(unfinished)
+        found = _check(unfinished, run_directory)
         _sync(unfinished)
         unfinished.rename(path)
         _sync(directory)
@@ -77,10 +77,18 @@ def _copy(source: Path, target: Path) -> None:
         reader.close()
 
 
-def _check(directory: Path) -> tuple[int, int]:
-    with StoreReader.open(directory) as copy:
-        copy.verify()
-        return sum(count.num for count in copy.counts()), copy.last_observation_seq()
+def _check(directory: Path, run_directory: Path) -> tuple[int, int]:
+    try:
+        with StoreReader.open(directory) as copy:
+            copy.verify()
+            return sum(count.num for count in copy.counts()), copy.last_observation_seq()
+    except StoreError as error:
+        with StoreReader.open(run_directory) as store:
+            store.verify()  # names what the run itself holds, where the damage is there
+        raise StoreError(
+            f"{run_directory / FILE_NAME} is sound, but its copy in {directory.parent} is not and was removed "
+            f"({str(error).partition(chr(10))[0]}).\nLook at that disk, or give another directory."
+        ) from None
 
 
 def _sync(path: Path) -> None:

@@ -21,7 +21,7 @@ from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult, run
 from agent.benchmark.configs import read_config
 from agent.benchmark.machine import Machine, this_machine
 from agent.benchmark.preflight import check_campaign
-from agent.benchmark.run import Restart
+from agent.benchmark.run import MIN_REPEATS, Restart
 from agent.engines.base import Engine, engine_named
 from agent.engines.interpreters import find_engine
 from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
@@ -130,6 +130,11 @@ def workload_words(campaign: Campaign, options: BenchOptions) -> str:
         f"workload: {load.input_tokens} input / {load.output_tokens} output tokens, batch {batches}, "
         f"{recipe_words(campaign.recipe)}; {windows} engine starts of at least {campaign.min_window_seconds:g} s each"
     )
+    if campaign.num_repeats < MIN_REPEATS:
+        words = (
+            f"NOTHING WILL BE COMPARED: {campaign.num_repeats} restarts tell too little of their spread; "
+            f"for ratios give --repeats {MIN_REPEATS} or more.\n{words}"
+        )
     if all(getattr(options, name) is not None for name in _BY_DEVICE):
         return words
     return f"{words}. What was not given follows the device: {_defaults('CPU', ON_A_CPU)}; {_defaults('GPU', ON_A_GPU)}"

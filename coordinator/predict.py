@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from rich.table import Table
@@ -70,6 +70,7 @@ def run_prediction(
         if observations is not None:
             key, fit = _fit(observations, target, asked, engine=engine, dtype=dtype, clock=clock)
         fields = {"engine": key.engine if key else engine or "vllm", "dtype": key.dtype if key else dtype}
+        _require_peak(target, fields["dtype"] or DEFAULT_DTYPE)
         predictions = predict_batches(
             read_config(config),
             target,
@@ -120,6 +121,17 @@ def _profile(hardware: str | None, file: Path | None) -> HardwareProfile:
     if hardware is not None and hardware != measured.id:
         raise ValueError(f"--hardware {hardware}, but {file} is a profile of {measured.id}; leave one of them out")
     return measured
+
+
+def _require_peak(profile: HardwareProfile, dtype: str) -> None:
+    if dtype not in profile.peak_flops_per_second:
+        given = [
+            name
+            for name in get_args(ServingRecipe.model_fields["dtype"].annotation)
+            if name in profile.peak_flops_per_second
+        ]
+        known = " or ".join(f"--dtype {name}" for name in given)
+        raise ValueError(f"{profile.id} has no peak for {dtype}; give {known or 'another profile'}")
 
 
 def _fit(

@@ -9,7 +9,7 @@ from typing import Any
 
 from coordinator.live import clock
 from coordinator.record import RunRecord, read_record
-from coordinator.store import LOCK_NAME
+from coordinator.store import LOCK_NAME, AgentRow
 
 
 def read_status(run_directory: Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_status(run_directory: Path) -> dict[str, Any]:
             {
                 "agent": a.agent,
                 "hardware": a.hardware,
-                "state": a.state,
+                "state": _agent_state(a, record),
                 "heartbeat_age_seconds": time.time() - a.heartbeat_unix,
             }
             for a in record.agents
@@ -65,6 +65,11 @@ def _state(record: RunRecord) -> str:
     if record.state != "running":
         return record.state
     return "running" if is_held(record.run_directory) else "killed; the `archfleet run` that began it goes on with it"
+
+
+def _agent_state(agent: AgentRow, record: RunRecord) -> str:
+    """Where a run has ended in peace its agents were stopped with it: nothing was lost."""
+    return agent.state if record.state == "running" else "stopped"
 
 
 def _metrics_url(record: RunRecord) -> str | None:

@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,12 @@ def test_a_file_is_hashed_once_for_all_who_share_a_cache(tmp_path: Path, monkeyp
     shard.touch()
     verify_once(shard, SHA256, stamps=tmp_path / "stamps")
     assert hashed == [shard, shard]
+
+
+def test_who_may_read_a_file_is_the_umasks_to_say(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "shared", CONTENT)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o640

@@ -54,11 +54,24 @@ def test_a_damaged_store_gives_no_backup(run_copy: Path, tmp_path: Path) -> None
     database = Database.open_for_writing(run_copy / FILE_NAME)
     database.execute("UPDATE trials SET spent_seconds = 0 WHERE position = 3")
     database.close()
-    with pytest.raises(StoreError, match=r"is damaged: the row of table trials"):
+    with pytest.raises(StoreError, match=r"is damaged: the row of table trials") as caught:
         back_up(run_copy, tmp_path / "backups", now_unix=NOW)
+    assert str(run_copy / FILE_NAME) in str(caught.value)
+    assert ".partial" not in str(caught.value)
     assert list((tmp_path / "backups").iterdir()) == []
     with StoreReader.open(run_copy) as run:
         assert run.meta("last_backup_unix") is None
+
+
+def test_a_copy_that_came_out_damaged_is_not_taken_for_the_runs_fault(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_badly(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:5000])
+
+    monkeypatch.setattr("coordinator.backup._copy", copy_badly)
+    with pytest.raises(StoreError, match=r"is sound, but its copy in .*backups is not and was removed"):
+        back_up(run_copy, tmp_path / "backups", now_unix=NOW)
 
 
 def test_a_place_that_cannot_be_written_is_named(run_copy: Path, tmp_path: Path) -> None:

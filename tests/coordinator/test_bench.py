@@ -274,3 +274,20 @@ def test_transformers_measures_a_campaign_for_real(tmp_path):
         assert observation.output_tokens_per_second.value > 0
         assert not {"nan", "wrong-token-count", "fake"} & set(observation.flags)
     assert record.fingerprint["transformers"] == record.observations()[0].engine_version
+
+
+def test_too_few_repeats_to_compare_are_said_before_anything_is_measured():
+    words = {
+        repeats: workload_words(plan_campaign(SHAPES, options, machine=on_gpus(0)), options)
+        for repeats in (2, 3)
+        for options in [BenchOptions(engine="fake", repeats=repeats)]
+    }
+    assert words[2].startswith("NOTHING WILL BE COMPARED: 2 restarts")
+    assert "--repeats 3" in words[2]
+    assert words[3].startswith("workload: ")
+
+
+def test_whoever_may_read_the_page_may_read_the_figures(tmp_path, make_bench):
+    record = make_bench({"a": [1, 2, 3]})
+    modes = {path.stat().st_mode & 0o777 for path in (write_record(tmp_path, record), write_page(record, tmp_path))}
+    assert len(modes) == 1

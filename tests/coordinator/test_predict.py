@@ -235,3 +235,12 @@ def test_a_file_without_observations_says_so(tmp_path, content, expected):
     with pytest.raises(ValueError, match=expected) as caught:
         read_serving_observations(file)
     assert str(file) in str(caught.value)
+
+
+def test_a_dtype_without_a_peak_is_refused_with_the_option_to_type(config, profile):
+    narrow = measured_profile().model_copy(update={"peak_flops_per_second": {"float32": 1e11}})
+    profile.write_text(profile_to_toml(narrow))
+    with pytest.raises(UserError, match="cpu-generic has no peak for bfloat16; give --dtype float32"):
+        run_prediction(config, batches="16", profile=profile, **SHORT)
+    with pytest.raises(UserError, match="h200 has no peak for float32; give --dtype bfloat16 or --dtype float16"):
+        run_prediction(config, batches="16", hardware="h200", dtype="float32", **SHORT)

@@ -74,3 +74,12 @@ def test_a_run_is_held_exactly_while_its_store_is_open(run_copy: Path) -> None:
     with Store.resume(run_copy):
         assert is_held(run_copy)
     assert not is_held(run_copy)
+
+
+def test_agents_of_a_run_that_ended_were_stopped_and_not_lost(run_copy: Path) -> None:
+    with Store.resume(run_copy) as store:
+        store.requeue_running(now_unix=0)  # marks them lost
+    assert {agent["state"] for agent in read_status(run_copy)["agents"]} == {"stopped"}
+    with Store.resume(run_copy) as store:
+        store.set_meta("state", "running")
+    assert {agent["state"] for agent in read_status(run_copy)["agents"]} == {"lost"}
