@@ -4,6 +4,7 @@ A study says what is searched, how proxies are trained, what is fitted, for whic
 and how much it may cost. Everything else is derived.
 """
 
+import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -267,6 +268,11 @@ def _sentence(problem: Any) -> str:
             return f"  {place}: unknown key (misspelt?); given {problem['input']!r:.80}{_did_you_mean(problem['loc'])}"
         case "missing":
             return f"  {place}: missing"
+        case "tuple_type" if isinstance(problem["input"], str | int | float):
+            key, given = str(problem["loc"][-1]), json.dumps(problem["input"])
+            return f"  {place}: expected a list, {key} = [{given}]; given {key} = {given}"
+        case "tuple_type":
+            return f"  {place}: expected a list in square brackets; given {problem['input']!r:.80}"
         case _:
             return f"  {place}: {problem['msg']}; given {problem['input']!r:.80}"
 

@@ -93,6 +93,16 @@ def test_wrong_type_is_named_with_what_was_given(table) -> None:
     assert "'many'" in message
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [("h200", 'hardware = ["h200"]; given hardware = "h200"'), ({}, "a list in")]
+)
+def test_a_list_is_asked_for_in_the_words_of_the_file(table, given: object, told: str) -> None:
+    table["serving"]["hardware"] = given
+    message = refusal(table)
+    assert f"serving.hardware: expected a list, {told}" in message or told in message
+    assert "tuple" not in message
+
+
 def test_missing_key_is_named(table) -> None:
     del table["target"]["num_parameters"]
     assert "target.num_parameters: missing" in refusal(table)
