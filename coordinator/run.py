@@ -5,11 +5,10 @@ What can be wrong with the user's input is looked at before anything is written 
 
 import os
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from coordinator.outputs import write_outputs
 from coordinator.runs import new_run_directory, unfinished_run
 from coordinator.shapes import check_feasible
 from coordinator.snapshot import View
+from coordinator.stopping import signals_ask_to_stop
 from coordinator.store import Store, StoreReader
 from coordinator.study import MAY_CHANGE, StudySpec, changed_keys
 from coordinator.vitals import Vitals
@@ -66,7 +66,7 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
     if options.address is not None:
         ClusterSession(options.address, insecure=options.insecure).require()
     with ExitStack() as stack:
-        stop_requested = stack.enter_context(_signals_ask_to_stop())
+        stop_requested = stack.enter_context(signals_ask_to_stop())
         view = stack.enter_context(open_view(console))
         store, is_new = _open_store(study, options)
         stack.callback(store.close)
@@ -187,21 +187,3 @@ def _build_corpus(store: Store, view: View) -> str:
 
 def _forget(run_directory: Path) -> None:
     shutil.rmtree(run_directory, ignore_errors=True)
-
-
-@contextmanager
-def _signals_ask_to_stop() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and TERM ask the loop to stop after its turn; a second Ctrl-C ends at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: object) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
