@@ -1,39 +1,133 @@
-"""A small corpus, trainings on it that are long enough to be interrupted, and runs of given trials on a real fleet."""
+"""A Ray cluster for each module, workers that keep time instead of training, and runs of given trials on a real fleet.
 
+What is tested here is who works, not what is learned: a paced worker needs no torch and no processor, so that leases
+can be short and a loaded machine changes little.
+"""
+
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.assignment import BenchAssignment, TrainAssignment
+from agent.device import make_provenance
 from agent.training.corpus import build_stdlib_corpus
+from agent.worker import Worker
 from coordinator.budget import Speed
 from coordinator.fleet.base import Fleet
+from coordinator.fleet.ray_fleet import RayFleet
+from coordinator.fleet.ray_session import ClusterSession
 from coordinator.history import Verdict, check_history, history_of
 from coordinator.loop import Coordinator
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.planning import StudyPlanner, Tally
 from coordinator.snapshot import Snapshot
-from coordinator.store import AgentRow, Store
+from coordinator.store import AgentRow, AttemptRow, Store
 from coordinator.study import read_study
 from scaling.architecture import Architecture
+from scaling.observations import Observation, Progress, TrainingObservation
 from scaling.recipes import FanIns, TrainingRecipe
 
 VOCAB_SIZE = 300
+NODE_SIZE = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+PACED_TOKENS_PER_SECOND = 100_000
+PACED_LEASE_SECONDS = 10.0
+"""A hundred times the pace of a paced worker's reports."""
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A token that only this user can read, and Ray told to ask for it."""
+    file = tmp_path_factory.mktemp("token") / "token"
+    file.touch(mode=0o600)
+    file.write_text("0123456789abcdef" * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield file
+
+
+@pytest.fixture(scope="module")
+def cluster(token: Path) -> Iterator[Any]:
+    """A head without room for agents; tests bring their own nodes."""
+    from ray.cluster_utils import Cluster  # Ray reads its mode when it is imported
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE_SIZE})
+    yield made
+    made.shutdown()
 
 
 @pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A token that only this user can read, and Ray told to ask for it."""
-    file = tmp_path / "token"
-    file.touch(mode=0o600)
-    file.write_text("0123456789abcdef" * 4)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    return file
+def add_node(cluster: Any) -> Iterator[Callable[..., Any]]:
+    """A function that adds a node with so many CPUs, and variables for its agents; it leaves with the test."""
+    made: list[Any] = []
+
+    def add(num_cpus: int = 1, **variables: str) -> Any:
+        made.append(cluster.add_node(num_cpus=num_cpus, env_vars={**os.environ, **variables}, **NODE_SIZE))
+        return made[-1]
+
+    yield add
+    for node in made:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node)
+
+
+@pytest.fixture
+def make_fleet(
+    cluster: Any, tmp_path: Path, blob_directory: Path, paced_worker: type[Worker]
+) -> Iterator[Callable[..., RayFleet]]:
+    """A function that makes a fleet on the module's cluster; paced workers, unless others are given."""
+    made: list[RayFleet] = []
+
+    def make(kind: type[RayFleet] = RayFleet, *, worker: type[Worker] = paced_worker) -> RayFleet:
+        made.append(
+            kind(
+                ClusterSession(cluster.address),
+                max_agents=8,
+                blob_directory=blob_directory,
+                work_directory=tmp_path / "agents",
+                worker=worker,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.stop()
+
+
+@pytest.fixture(scope="session")
+def paced_worker() -> type[Worker]:
+    """A worker that trains `PACED_TOKENS_PER_SECOND` by the clock alone, and reports ten times a second."""
+
+    class PacedWorker(Worker):  # local, so that it travels to the agents by value
+        def run(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
+            assert isinstance(assignment, TrainAssignment)
+            began_unix, began = time.time(), time.monotonic()
+            seconds = assignment.recipe.num_tokens / PACED_TOKENS_PER_SECOND
+            while (done := (time.monotonic() - began) / seconds) < 1:
+                yield Progress(assignment_id=assignment.id, done_fraction=done, message="keeping time")
+                time.sleep(0.1)
+            yield TrainingObservation(
+                assignment_id=assignment.id,
+                architecture=assignment.architecture,
+                recipe=assignment.recipe,
+                corpus_id=assignment.corpus_id,
+                loss=1.0,
+                loss_standard_error=0.0,
+                window_losses=(),
+                num_tokens=assignment.recipe.num_tokens,
+                tokens_per_second=PACED_TOKENS_PER_SECOND,
+                train_seconds=seconds,
+                curve=(),
+                provenance=make_provenance(agent=self.agent_name, started_at_unix=began_unix, seconds=seconds),
+            )
+
+    return PacedWorker
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +145,7 @@ def corpus_id(tmp_path_factory: pytest.TempPathFactory, blob_directory: Path) ->
 
 @pytest.fixture
 def long_training(corpus_id: str) -> TrainAssignment:
-    """About half a minute of training."""
+    """About half a minute of training, or of a paced worker's time."""
     architecture = Architecture(
         hidden_size=32,
         intermediate_size=40,
@@ -82,7 +176,9 @@ def make_training(long_training: TrainAssignment) -> Callable[..., TrainAssignme
 
 
 class GivenTrials(StudyPlanner):
-    """Plans nothing: the trials are in the store. Finished when they have ended."""
+    """Plans nothing: the trials are in the store. Finished when they have ended and nobody listens for more."""
+
+    listening = False
 
     def due(self, tally: Tally) -> bool:
         return not any(tally.unfinished.values())
@@ -91,7 +187,7 @@ class GivenTrials(StudyPlanner):
         return None
 
     def is_finished(self, state: object) -> bool:
-        return True
+        return not self.listening
 
     def fit(self, study: object, observations: object) -> None:
         pass
@@ -106,6 +202,7 @@ class GivenRun:
     def __init__(self, directory: Path, fleet: Fleet, lease_seconds: float) -> None:
         self.store = Store.create(directory, read_study("quick"), now_unix=0.0)
         self.notes: list[str] = []
+        self.planner = GivenTrials()
         self.coordinator = Coordinator(
             store=self.store,
             fleet=fleet,
@@ -113,7 +210,7 @@ class GivenRun:
             num_agents=2,
             corpus_id="unused",
             started_monotonic=time.monotonic(),
-            planner=GivenTrials(),
+            planner=self.planner,
             lease_seconds=lease_seconds,
         )
 
@@ -131,9 +228,11 @@ class GivenRun:
         self.store.add_plan(Plan(stage="given", trials=trials), now_unix=0.0)
         self.coordinator.begin()
 
-    def until(self, condition: Callable[[], Any], *, max_turns: int = 400) -> None:
-        """Turn until the condition holds; a turn is half a second, or less where something happens."""
-        for _ in range(max_turns):
+    def until(self, condition: Callable[[], Any], *, max_seconds: float = 240.0) -> None:
+        """Turn until the condition holds."""
+        self.planner.listening = True  # also for what comes after the last trial's end
+        deadline = time.monotonic() + max_seconds
+        while time.monotonic() < deadline:
             if condition():
                 return
             self.coordinator.turn()
@@ -143,6 +242,10 @@ class GivenRun:
         """Turn to the end; what the history says."""
         self.until(lambda: {row.state for row in self.store.trials()} <= {"succeeded", "failed"})
         return check_history(history_of(self.store))
+
+    def attempts_of(self, trial_id: str) -> list[AttemptRow]:
+        """Attempts of one trial, first to last."""
+        return [attempt for attempt in self.store.attempts() if attempt.trial_id == trial_id]
 
     def agent(self, name: str) -> AgentRow:
         return next(row for row in self.store.agents() if row.agent == name)
@@ -158,7 +261,7 @@ def make_run(tmp_path: Path) -> Iterator[Callable[..., GivenRun]]:
     """A function of a fleet and a lease in seconds."""
     made: list[GivenRun] = []
 
-    def make(fleet: Fleet, *, lease_seconds: float = 30.0) -> GivenRun:
+    def make(fleet: Fleet, *, lease_seconds: float = PACED_LEASE_SECONDS) -> GivenRun:
         made.append(GivenRun(tmp_path / f"run-{len(made)}", fleet, lease_seconds))
         return made[-1]
 

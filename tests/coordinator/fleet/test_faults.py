@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from agent.assignment import BenchAssignment, TrainAssignment
+from agent.worker import Worker
 from coordinator.fleet.ray_fleet import RayFleet
-from coordinator.fleet.ray_session import ClusterSession
 from coordinator.version import PACKAGES
 from scaling.observations import Failure
 from scaling.recipes import ServingRecipe, Workload
@@ -32,28 +32,6 @@ class UnheardFleet(RayFleet):
 
     def restart(self, agent: str) -> None:
         pass
-
-
-@pytest.fixture
-def make_fleet(token: Path, tmp_path: Path, blob_directory: Path, corpus_id: str) -> Iterator[Callable[..., RayFleet]]:
-    """A function that makes a cluster of one node, and a fleet on it; runs end the fleet."""
-    from ray.cluster_utils import Cluster  # Ray reads its mode when it is imported
-
-    clusters: list[Any] = []
-    fleets: list[RayFleet] = []
-
-    def make(kind: type[RayFleet] = RayFleet, *, num_agents: int = 2) -> RayFleet:
-        node = {"num_cpus": num_agents, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-        clusters.append(Cluster(initialize_head=True, head_node_args={**node, "env_vars": dict(os.environ)}))
-        session, work = ClusterSession(clusters[-1].address), tmp_path / "agents"
-        fleets.append(kind(session, max_agents=num_agents, blob_directory=blob_directory, work_directory=work))
-        return fleets[-1]
-
-    yield make
-    for fleet in fleets:
-        fleet.stop()
-    for cluster in clusters:
-        cluster.shutdown()
 
 
 @pytest.fixture
@@ -74,9 +52,11 @@ def stopped() -> Iterator[Callable[[int], None]]:
 def test_an_agent_that_stands_still_beyond_its_lease_is_ended_and_its_trial_goes_on_elsewhere(
     make_run: Callable[..., Any],
     make_fleet: Callable[..., RayFleet],
+    add_node: Callable[..., Any],
     make_training: Callable[..., TrainAssignment],
     stopped: Callable[[int], None],
 ) -> None:
+    add_node(num_cpus=2)
     run, training = make_run(make_fleet()), make_training(1)
     run.begin([training])
     run.until(lambda: run.is_training(training.id))
@@ -95,22 +75,21 @@ def test_an_agent_that_stands_still_beyond_its_lease_is_ended_and_its_trial_goes
     assert second.agent != first.agent
     failure, _ = run.store.observations()
     assert isinstance(failure, Failure)
-    assert failure.message == f"no sign of life from agent {first.agent} for 30 s"
+    assert failure.message == f"no sign of life from agent {first.agent} for 10 s"
     process.wait(60)
 
 
 def test_the_late_result_of_an_agent_that_woke_is_refused_and_recorded(
     make_run: Callable[..., Any],
     make_fleet: Callable[..., RayFleet],
+    add_node: Callable[..., Any],
     make_training: Callable[..., TrainAssignment],
     stopped: Callable[[int], None],
 ) -> None:
-    run, training = (
-        make_run(make_fleet(UnheardFleet), lease_seconds=60.0),
-        make_training(2, checkpoint_every_seconds=1e6),
-    )
+    add_node(num_cpus=2)
+    run, training = make_run(make_fleet(UnheardFleet)), make_training(2)
     run.begin([training])
-    run.until(lambda: run.is_training(training.id, least_done=0.5))
+    run.until(lambda: run.is_training(training.id, least_done=0.2))
     (first,) = run.store.attempts()
     pid = run.agent(first.agent).pid
 
@@ -118,10 +97,11 @@ def test_the_late_result_of_an_agent_that_woke_is_refused_and_recorded(
     run.until(lambda: run.is_training(training.id, epoch=2))
     os.kill(pid, signal.SIGCONT)
     verdict = run.finish()
+    refused = ("fenced", training.id, 1, first.agent)
+    run.until(lambda: refused in run.store.rejections())
 
     assert verdict.kept, verdict.sentence()
     assert verdict.num_attempts == 2
-    assert ("fenced", training.id, 1, first.agent) in run.store.rejections()
     assert run.store.attempts()[-1].outcome == "succeeded"
     assert run.store.attempts()[-1].agent != first.agent
 
@@ -129,14 +109,14 @@ def test_the_late_result_of_an_agent_that_woke_is_refused_and_recorded(
 def test_a_node_whose_engine_does_not_start_is_quarantined_with_its_last_words(
     make_run: Callable[..., Any],
     make_fleet: Callable[..., RayFleet],
+    add_node: Callable[..., Any],
     make_training: Callable[..., TrainAssignment],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken = tmp_path / "broken-python"
     broken.write_text('#!/bin/sh\ncase "$*" in *find_spec*) exit 0;; esac\necho "the driver is too old" >&2\nexit 1\n')
     broken.chmod(0o755)
-    monkeypatch.setenv("ARCHFLEET_VLLM_PYTHON", str(broken))
+    add_node(ARCHFLEET_VLLM_PYTHON=str(broken))
     benches = [
         BenchAssignment(
             architecture=make_training(3).architecture,
@@ -145,7 +125,7 @@ def test_a_node_whose_engine_does_not_start_is_quarantined_with_its_last_words(
         )
         for size in (1, 2)
     ]
-    run = make_run(make_fleet(num_agents=1), lease_seconds=60.0)
+    run = make_run(make_fleet(worker=Worker), lease_seconds=60.0)
     run.begin(benches)
     run.until(lambda: run.store.counters().get("quarantines"))
 
@@ -160,9 +140,9 @@ def test_a_node_whose_engine_does_not_start_is_quarantined_with_its_last_words(
 def test_a_node_with_another_archfleet_is_refused_and_named(
     make_run: Callable[..., Any],
     make_fleet: Callable[..., RayFleet],
+    add_node: Callable[..., Any],
     make_training: Callable[..., TrainAssignment],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its own copy is in the way of the one that travels along, as a .pth file or a sitecustomize can bring about."""
     other = tmp_path / "other"
@@ -171,8 +151,8 @@ def test_a_node_with_another_archfleet_is_refused_and_named(
     with (other / "scaling" / "law.py").open("a") as law:
         law.write("# a change\n")
     (other / "sitecustomize.py").write_text(f"import sys\nsys.path.insert(0, {str(other)!r})\n")
-    monkeypatch.setenv("PYTHONPATH", str(other))
-    run = make_run(make_fleet(num_agents=1))
+    add_node(PYTHONPATH=str(other))
+    run = make_run(make_fleet())
     run.begin([make_training(4)])
 
     run.until(lambda: any("another archfleet" in note for note in run.notes))

@@ -3,14 +3,14 @@
 Real multi-node Ray clusters on this machine, with token authentication.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.assignment import TrainAssignment
+from agent.worker import Worker
 from coordinator.errors import UserError
 from coordinator.fleet.actor import DRAIN_VARIABLE
 from coordinator.fleet.base import AgentDraining, AgentJoined, AgentLost, FleetEvent, Reported
@@ -21,38 +21,6 @@ from scaling.observations import Failure, Progress
 pytestmark = pytest.mark.fleet
 MAX_POLLS = 240
 STORE_BYTES = 80 * 2**20
-
-
-@pytest.fixture
-def cluster(token: Path) -> Iterator[Any]:
-    """A head without room for agents; a node drains when the file `leave-<its name>` appears."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
-    )
-    yield made
-    made.shutdown()
-
-
-def add_node(cluster: Any, drain_file: Path | None = None) -> Any:
-    environment = {DRAIN_VARIABLE: str(drain_file)} if drain_file else {}
-    return cluster.add_node(
-        num_cpus=1, object_store_memory=STORE_BYTES, env_vars={**os.environ, **environment}, include_dashboard=False
-    )
-
-
-@pytest.fixture
-def fleet(cluster: Any, tmp_path: Path, blob_directory: Path, corpus_id: str) -> Iterator[RayFleet]:
-    made = RayFleet(
-        ClusterSession(cluster.address),
-        max_agents=8,
-        blob_directory=blob_directory,
-        work_directory=tmp_path / "agents",
-    )
-    yield made
-    made.stop()
 
 
 def poll_until(fleet: RayFleet, wanted: Callable[[FleetEvent], bool]) -> list[FleetEvent]:
@@ -70,17 +38,22 @@ def joined(event: FleetEvent) -> bool:
 
 
 def test_nodes_come_and_go_and_work_goes_on_elsewhere(
-    cluster: Any, fleet: RayFleet, long_training: TrainAssignment, tmp_path: Path
+    cluster: Any,
+    make_fleet: Callable[..., RayFleet],
+    add_node: Callable[..., Any],
+    long_training: TrainAssignment,
+    tmp_path: Path,
 ) -> None:
     leave = tmp_path / "leave"
-    add_node(cluster, leave)
+    first_node = add_node(**{DRAIN_VARIABLE: str(leave)})
+    fleet = make_fleet(worker=Worker)
     fleet.start()
     (first,) = [event for event in poll_until(fleet, joined) if isinstance(event, AgentJoined)]
     assert first.versions["python"]
     fleet.assign(first.agent, long_training.id, 1, long_training)
     poll_until(fleet, lambda e: isinstance(e, Reported) and isinstance(e.item, Progress) and e.item.done_fraction > 0)
 
-    add_node(cluster)
+    add_node()
     (second,) = [event for event in poll_until(fleet, joined) if isinstance(event, AgentJoined)]
     leave.touch()
     events = poll_until(fleet, lambda e: isinstance(e, Reported) and isinstance(e.item, Failure))
@@ -98,7 +71,7 @@ def test_nodes_come_and_go_and_work_goes_on_elsewhere(
     assert isinstance(resumed, Reported)
     assert (resumed.agent, resumed.epoch) == (second.agent, 2)
 
-    cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id.startswith(first.agent[-8:-2])))
+    cluster.remove_node(first_node)
     lost = poll_until(fleet, lambda e: isinstance(e, AgentLost) and e.agent == first.agent)
     assert lost
 
