@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from agent.training.data import Tokens, gather_windows
+from agent.training.data import gather_windows
 from agent.training.model import Decoder
+from agent.training.shards import Tokens
 
 _LOGITS_PER_BATCH = 2**23  # 32 MiB of fp32 logits; depends on T and V alone, so all shapes are batched alike
 

@@ -21,9 +21,10 @@ from agent.device import make_provenance
 from agent.failures import CorpusError, DivergedError, failure_from
 from agent.training.checkpoint import discard_checkpoint
 from agent.training.corpus import load_corpus
-from agent.training.data import TokenShards, TokenStream, held_out_windows, open_tokens
+from agent.training.data import TokenStream, held_out_windows
 from agent.training.evaluate import token_losses, window_means
 from agent.training.model import Decoder
+from agent.training.shards import TokenShards, open_tokens
 from agent.training.trainer import Trainer
 from agent.training.trunk import TrunkStore
 from scaling.observations import Failure, Progress, Provenance, TrainingObservation, TrainingPoint

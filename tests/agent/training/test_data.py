@@ -7,7 +7,8 @@ import torch
 from agent.blobs import BlobCache
 from agent.failures import CorpusError
 from agent.training.corpus import Corpus
-from agent.training.data import TokenShards, TokenStream, held_out_windows, open_shard, open_tokens
+from agent.training.data import TokenStream, held_out_windows
+from agent.training.shards import TokenShards, open_shard, open_tokens
 
 TOKENS = np.arange(101, dtype=np.uint16)
 
