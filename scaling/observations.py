@@ -37,12 +37,26 @@ class Provenance(Value):
 
 
 class TrainingPoint(Value):
-    """One point of a training curve; `loss` is the running training loss in nats per token."""
+    """One point of a training curve; `loss` is the running training loss in nats per token.
+
+    What the machine did is told while a run reports, and left out of the curve that is kept: a curve is the same
+    wherever it was trained.
+    """
 
     num_tokens: PositiveInt
     loss: float
     learning_rate: float
     gradient_norm: float
+    tokens_per_second: NonNegativeFloat | None = Field(None, exclude_if=lambda rate: rate is None)
+    """Trained since the point before, pauses excluded; null where no whole step was."""
+    mfu: NonNegativeFloat | None = Field(None, exclude_if=lambda mfu: mfu is None)
+    """Model FLOPs utilisation, PaLM's: tokens/s · (6 · parameters + 12 · L · A · T) over the dense bf16 peak of the
+    data sheet; null on a CPU, whose sheet has no peak, and on a device without a sheet."""
+    memory_bytes: NonNegativeInt | None = Field(None, exclude_if=lambda size: size is None)
+    """Most that the allocator held on a GPU; what the process holds on a CPU; null where the system does not tell."""
+    power_watts: NonNegativeFloat | None = Field(None, exclude_if=lambda power: power is None)
+    """Mean since the point before, of the whole board or the processors' packages, others' work on them included; null
+    where there is no sensor."""
 
 
 class TrainingObservation(Value):

@@ -50,6 +50,8 @@ class _Commit(Value):
     schema_version: Literal[1] = 1
     assignment_hash: str
     state: RunState
+    state_sha256: str | None = None
+    """Content hash of `state`; null in a checkpoint of a version that did not write it."""
     tensors_file: str
     tensors_sha256: str
 
@@ -130,7 +132,13 @@ def write_checkpoint(
             yield part
 
     folder.write(name, hashed())
-    commit = _Commit(assignment_hash=assignment_hash, state=state, tensors_file=name, tensors_sha256=digest.hexdigest())
+    commit = _Commit(
+        assignment_hash=assignment_hash,
+        state=state,
+        state_sha256=state.content_hash(),
+        tensors_file=name,
+        tensors_sha256=digest.hexdigest(),
+    )
     folder.write(_COMMIT, [commit.model_dump_json(indent=1).encode()])
     for old in folder.names():
         if old.startswith("state-") and old != name:
@@ -154,6 +162,8 @@ def restore_checkpoint(
         return NoCheckpoint(f"{_COMMIT} is corrupt or of another version: {error.error_count()} wrong fields")
     if commit.assignment_hash != assignment_hash:
         return NoCheckpoint(f"the checkpoint in {folder} belongs to another assignment")
+    if commit.state_sha256 not in (None, commit.state.content_hash()):
+        return NoCheckpoint(f"{_COMMIT} is corrupt: what it says of the run is not what was written")
     name = Path(commit.tensors_file).name
     content = folder.read(name)
     if content is None:

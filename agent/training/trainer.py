@@ -1,59 +1,105 @@
 """The trainer: model, optimiser and state of one run, and one optimiser step of it.
 
-`run.py` drives it and reports; nothing here waits for the device except `point` and `save`.
+A step forms the gradients of its batch a micro-batch at a time, sums them, clips and updates. Nothing in it waits for
+the device; `point`, `save` and `leave_trunk` do. Weights, gradients and moments are fp32; on a GPU matrices multiply in
+bf16. `run.py` drives it and reports.
+
+Seams for whoever trains on several devices: `device`, `wrap` (what the summed loss of a micro-batch is called through)
+and `micro_batch`.
 """
 
-import math
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from agent.assignment import TrainAssignment
-from agent.failures import DivergedError
-from agent.training.checkpoint import NoCheckpoint, RunState, restore_checkpoint, save_checkpoint
-from agent.training.data import TokenStream
+from agent.failures import DivergedError, classify
+from agent.training.checkpoint import NoCheckpoint, RunState, restore_checkpoint
+from agent.training.compiling import Choice, compile_layers, should_compile
+from agent.training.curve import Curve
 from agent.training.evaluate import summarise
+from agent.training.feed import Feed, Stream
+from agent.training.folder import open_folder
+from agent.training.loss import SummedLoss
+from agent.training.micro_batch import fitting_sequences, halved, swift_sequences
 from agent.training.model import Decoder, init_weights
 from agent.training.optim import clip_gradients, make_optimizer, schedule, set_rates
 from agent.training.trunk import TrunkStore, trunk_key
+from agent.training.writer import CheckpointWriter
 from scaling.observations import Provenance, TrainingObservation, TrainingPoint
-
-_CURVE_POINTS = 64
 
 
 class Trainer:
-    """The moving parts of one run. `state.step` steps are done; everything else follows from the step."""
+    """The moving parts of one run. `state.step` steps are done; everything else follows from the step.
+
+    Args:
+        assignment: what to train.
+        stream: batches by step.
+        device: "cpu", "cuda" or "cuda:1".
+        directory: of the checkpoint, a path or a URL of fsspec's.
+        trunks: where states are left for other runs, and taken up from them.
+        micro_batch: sequences whose gradients are formed at once, a divisor of the batch's; by default what fits.
+        wrap: given the module of the summed loss, returns what is called in its place.
+    """
 
     def __init__(
         self,
         assignment: TrainAssignment,
-        stream: TokenStream,
+        stream: Stream,
         *,
         device: str,
-        directory: Path,
+        directory: Path | str,
         trunks: TrunkStore | None = None,
+        micro_batch: int | None = None,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # two threads are up to 8 times slower on a busy machine (measured)
         self.assignment = assignment
         self.recipe = assignment.recipe
-        self.stream = stream
         self.device = torch.device(device)
+        self.micro_batch = micro_batch or self._choose_micro_batch()
         self.model = Decoder(assignment.architecture, max_sequence_length=self.recipe.sequence_length)
         init_weights(self.model, seed=self.recipe.seed)
         self.model.to(self.device)
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, self.recipe)
+        self.loss = SummedLoss(self.model, z_loss_weight=self.recipe.z_loss_weight, autocast=self.device.type == "cuda")
+        self.network: nn.Module = wrap(self.loss) if wrap else self.loss
+        self.curve = Curve(self.recipe, vocab_size=assignment.architecture.vocab_size)
         self.state = RunState()
+        self.layers = "plain"
+        """How the layers run: compiled, or plain and why."""
+        self.notes: list[str] = []
+        """What people should be told with the next report."""
+        self.writer = CheckpointWriter(
+            open_folder(directory), self.model, self.optimizer, assignment_hash=assignment.content_hash()
+        )
+        self._feed = Feed(stream, self.device)
         self._directory = directory
         self._trunks = trunks
         self._branch_steps = frozenset(assignment.branch_steps)
-        self._recent_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._recent_steps = 0
-        self._gradient_norm = torch.zeros((), device=self.device)
+        self._was_out_of_memory = False
         self._step = 0
+
+    @property
+    def num_sequences(self) -> int:
+        """Of a batch."""
+        return self.recipe.batch_tokens // self.recipe.sequence_length
+
+    def _choose_micro_batch(self) -> int:
+        batch, length = self.num_sequences, self.recipe.sequence_length
+        if self.device.type != "cuda":
+            return swift_sequences(self.assignment.architecture, num_sequences=batch, sequence_length=length)
+        return fitting_sequences(
+            self.assignment.architecture,
+            num_sequences=batch,
+            sequence_length=length,
+            memory_bytes=_free_bytes(self.device),
+            bytes_per_activation=2,
+        )
 
     @property
     def done(self) -> bool:
@@ -62,17 +108,27 @@ class Trainer:
 
     @property
     def done_fraction(self) -> float:
-        """Share of the steps that are done."""
-        return self._step / self.recipe.num_steps
+        """Share of this run's own steps that are done."""
+        inherited = self.state.inherited_steps
+        return (self._step - inherited) / max(1, self.recipe.num_steps - inherited)
+
+    @property
+    def num_steps_done(self) -> int:
+        """Steps done, inherited ones included."""
+        return self._step
 
     def resume(self) -> str:
         """Go on from the last checkpoint if there is a usable one; returns a sentence saying which."""
         restored = restore_checkpoint(
-            self._directory, self.model, self.optimizer, assignment_hash=self.assignment.content_hash()
+            open_folder(self._directory),
+            self.model,
+            self.optimizer,
+            assignment_hash=self.assignment.content_hash(),
         )
         if isinstance(restored, NoCheckpoint):
             return self._inherit(restored.reason)
         self._take_up(restored.model_copy(update={"num_resumes": restored.num_resumes + 1}))
+        self.writer.last_step = restored.step
         return f"resumed at step {restored.step} of {self.recipe.num_steps}"
 
     def _inherit(self, why_not_resumed: str) -> str:
@@ -90,8 +146,24 @@ class Trainer:
 
     def _take_up(self, state: RunState) -> None:
         self.state = state
-        self._step, self._recent_steps = state.step, state.recent_steps
-        self._recent_loss.fill_(state.recent_loss_sum)
+        self._step = state.step
+        self.curve.go_on(
+            step=state.step,
+            points=state.curve,
+            recent_loss_sum=state.recent_loss_sum,
+            recent_steps=state.recent_steps,
+        )
+        if state.micro_batch_sequences:  # the same rounding as before, unless this device holds less
+            self.micro_batch = min(self.micro_batch, state.micro_batch_sequences)
+
+    def compile(self, choice: Choice = "auto") -> str:
+        """Compile the layers where that is asked for or pays; returns how they run."""
+        why_not = should_compile(self.assignment.architecture, self.recipe, device=self.device.type, choice=choice)
+        if why_not is None:
+            shape = (self.micro_batch, self.recipe.sequence_length)
+            why_not = compile_layers(self.loss, torch.zeros(shape, dtype=torch.int64, device=self.device))
+        self.layers = "compiled" if why_not is None else f"plain: {why_not}"
+        return self.layers
 
     @property
     def at_branch(self) -> bool:
@@ -109,68 +181,97 @@ class Trainer:
 
     def step(self) -> None:
         """One optimiser step, without waiting for the device."""
+        for _ in self.micro_steps():
+            pass
+
+    def micro_steps(self) -> Generator[int, None, None]:
+        """One optimiser step; yields how many sequences are done after every micro-batch but the last.
+
+        Whoever stops in between has changed nothing: the same step begins again. A first lack of memory halves the
+        micro-batch and begins the step again.
+
+        Raises:
+            RuntimeError: out of memory a second time, or at a single sequence, or of another kind.
+        """
         set_rates(self.optimizer, schedule(self._step, self.recipe))
-        inputs, targets = self.stream.batch(self._step)
-        loss = self._loss(inputs.to(self.device), targets.to(self.device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._gradient_norm = clip_gradients(self.parameters, self.recipe.gradient_clip_norm)
+        batch = self._feed.batch(self._step, last_step=self.recipe.num_steps - 1)
+        loss = None
+        while loss is None:
+            try:
+                loss = yield from self._form_gradients(*batch)
+            except (RuntimeError, MemoryError) as error:
+                self._halve_micro_batch(error)
+        gradient_norm = clip_gradients(self.parameters, self.recipe.gradient_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._recent_loss += loss.detach()
-        self._recent_steps += 1
+        self.curve.add(loss, gradient_norm)
         self._step += 1
-        if self._step * _CURVE_POINTS % self.recipe.num_steps < _CURVE_POINTS:
-            self._add_curve_point()
 
-    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(inputs_BT)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), targets_BT.flatten())
+    def _form_gradients(self, inputs_BT: Tensor, targets_BT: Tensor) -> Generator[int, None, Tensor]:
+        """Sum the gradients of the batch's mean loss; the loss itself is the generator's result."""
+        losses = []
+        try:
+            for first in range(0, self.num_sequences, self.micro_batch):
+                if first:
+                    yield first
+                part = slice(first, first + self.micro_batch)
+                loss = self.network(inputs_BT[part], targets_BT[part]) / self.recipe.batch_tokens
+                loss.backward()
+                losses.append(loss.detach())
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _add_curve_point(self) -> None:
-        self.state = self.state.model_copy(update={"curve": (*self.state.curve, self.point())})
-        self._recent_loss.zero_()
-        self._recent_steps = 0
+    def _halve_micro_batch(self, error: Exception) -> None:
+        """After a first lack of memory; raises the error after a second, or one of another kind."""
+        if classify(error) != "out-of-memory" or self._was_out_of_memory or self.micro_batch == 1:
+            raise error
+        self._was_out_of_memory = True
+        self.micro_batch = halved(self.num_sequences, self.micro_batch)
+        self.notes.append(f"out of memory at step {self._step}: going on with {self.micro_batch} sequences at once")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    def point(self) -> TrainingPoint:
+    def point(self) -> TrainingPoint | None:
         """Where the run stands: the mean training loss since the curve's last point. Waits for the device.
 
         Raises:
-            DivergedError: the loss is not finite or above twice that of guessing, or the gradient is not finite.
+            DivergedError: a loss is not finite or above twice that of guessing, or a gradient is not finite.
         """
-        if not self._recent_steps and self.state.curve:
-            return self.state.curve[-1]
-        loss = float(self._recent_loss) / max(1, self._recent_steps)
-        gradient_norm = float(self._gradient_norm)
-        limit = 2 * math.log(self.assignment.architecture.vocab_size)
-        if not (loss <= limit and math.isfinite(gradient_norm)):
-            raise DivergedError(
-                f"training diverged by step {self._step}: loss {loss:.4g} nats (limit {limit:.3g}), gradient norm "
-                f"{gradient_norm:.4g}; a lower base_learning_rate or a longer warm-up may help"
-            )
-        return TrainingPoint(
-            num_tokens=max(1, self._step) * self.recipe.batch_tokens,
-            loss=loss,
-            learning_rate=self.recipe.base_learning_rate * schedule(max(0, self._step - 1), self.recipe),
-            gradient_norm=gradient_norm,
-        )
+        try:
+            return self.curve.latest()
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {self.writer.describe()}") from None
 
-    def save(self) -> None:
-        """Write a checkpoint, unless the run has diverged: a NaN must not be what is resumed from."""
+    def save(self) -> bool:
+        """Begin a checkpoint, unless the run has diverged: a NaN must not be what is resumed from.
+
+        False, and nothing is done, while the one before is still being written.
+        """
         self.state = self._now()
-        save_checkpoint(
-            self._directory, self.state, self.model, self.optimizer, assignment_hash=self.assignment.content_hash()
-        )
+        return self.writer.save(self.state)
+
+    def save_last(self) -> None:
+        """Begin the checkpoint of a run whose steps are done."""
+        self.state = self._now()
+        self.writer.begin(self.state)
+
+    def save_now(self) -> None:
+        """Leave a checkpoint behind before this returns: this step's, if there is the time."""
+        self.state = self._now()
+        self.writer.save_now(self.state)
 
     def _now(self) -> RunState:
         """The state at this step, if the run has not diverged. Waits for the device."""
-        if self._recent_steps:
-            self.point()
+        self.point()
         return self.state.model_copy(
             update={
                 "step": self._step,
-                "recent_loss_sum": float(self._recent_loss),
-                "recent_steps": self._recent_steps,
+                "curve": self.curve.points,
+                "recent_loss_sum": self.curve.recent_loss_sum,
+                "recent_steps": self.curve.recent_steps,
+                "micro_batch_sequences": self.micro_batch,
             }
         )
 
@@ -196,6 +297,17 @@ class Trainer:
             tokens_per_second=(num_tokens - inherited_tokens) / max(self.state.train_seconds, 1e-9),
             train_seconds=self.state.train_seconds,
             num_resumes=self.state.num_resumes,
-            curve=self.state.curve,
-            provenance=provenance,
+            curve=self.curve.points,
+            provenance=provenance.model_copy(update={"versions": provenance.versions | {"layers": self.layers}}),
         )
+
+    def close(self) -> None:
+        """End the threads; a write under way is waited for."""
+        self._feed.close()
+        self.writer.wait()
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Memory that a run may have: what nobody uses, and what torch keeps from runs before."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
