@@ -128,8 +128,9 @@ class StoreReader:
     def _sound(self, table: str, row: Row) -> Row:
         values = row[:-1]
         if checksum(table, values) != row[-1]:
+            beginning = repr(values[:2])[:80]
             raise StoreError(
-                _damaged(self.run_directory, f"the row of table {table} that begins with {values[:2]!r} was changed")
+                _damaged(self.run_directory, f"the row of table {table} that begins with {beginning} was changed")
             )
         return values
 
