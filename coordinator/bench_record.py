@@ -16,6 +16,7 @@ from agent.benchmark.run import Restart
 from agent.blobs import write_atomically
 from coordinator.bench_verdicts import BenchComparison, BenchRow, compare_rows
 from coordinator.errors import UserError
+from coordinator.seal import require_seal, sealed
 from hwprofiles.value import Value
 from scaling.observations import Failure, Provenance, ServingObservation
 
@@ -114,7 +115,7 @@ def write_record(directory: Path, record: BenchRecord) -> Path:
         UserError: it cannot be written.
     """
     path = directory / FILE_NAME
-    content = json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n"
+    content = json.dumps(sealed(record.to_json()), indent=1, allow_nan=False) + "\n"
     try:
         write_atomically(path, content.encode())
     except OSError as error:
@@ -136,11 +137,12 @@ def read_record(path: Path) -> BenchRecord:
                 f"{file} has schema version {content['schema_version']}, this archfleet reads {SCHEMA_VERSION}: "
                 "use the archfleet that wrote it, or measure anew with another --out"
             )
+        require_seal(content, file)
         campaign = Campaign.model_validate_json(json.dumps(content["campaign"]))
         restarts = [SlotResult.model_validate_json(json.dumps(restart)) for restart in content["restarts"]]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         text = str(error).partition("\n")[0]
         raise UserError(
             f"{file} is not a bench.json ({text}); expected what `archfleet bench` writes. "

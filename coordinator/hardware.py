@@ -14,7 +14,7 @@ from coordinator.errors import UserError
 from hwprofiles.calibrate import MeasuredDevice, TimedOperation, calibrate
 from hwprofiles.catalog import all_profiles, load_profile, sheets_named
 from hwprofiles.profile import Calibration, HardwareProfile
-from hwprofiles.toml_text import profile_to_toml
+from hwprofiles.toml_text import profile_to_toml, seal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 NUM_REPEATS = 5
@@ -135,7 +135,7 @@ def write_profile(profile: HardwareProfile, file: Path) -> None:
         UserError: the file cannot be written.
     """
     try:
-        file.write_text(profile_to_toml(profile), "utf-8")
+        file.write_text(seal(profile_to_toml(profile)), "utf-8")
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}; choose another --out") from None
 

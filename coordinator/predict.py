@@ -10,6 +10,7 @@ from rich.table import Table
 
 from agent.benchmark.configs import read_config
 from coordinator.errors import UserError
+from coordinator.seal import require_seal
 from hwprofiles.catalog import load_profile, read_profile
 from hwprofiles.profile import HardwareProfile
 from scaling.observations import ServingObservation
@@ -98,8 +99,9 @@ def read_serving_observations(file: Path) -> tuple[ServingObservation, ...]:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}; expected a bench.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}; expected a bench.json") from None
+    require_seal(content, file)
     rows = content.get("results") if isinstance(content, dict) else content
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hwprofiles.profile import HardwareProfile
+from hwprofiles.toml_text import is_unchanged
 
 MEMORY_TOLERANCE = 0.03
 """Relative. CUDA and NVML report the same board 1 % apart; the next board or a MIG slice is at least 10 % away."""
@@ -67,13 +68,19 @@ def read_profile(file: Path) -> HardwareProfile:
         ValueError: it cannot be read, is not TOML, or is not a profile; the message says what and where.
     """
     try:
-        return HardwareProfile.model_validate(tomllib.loads(file.read_text("utf-8")))
+        text = file.read_bytes().decode("utf-8")
+        if not is_unchanged(text):
+            raise ValueError(
+                f"{file} was changed after it was measured, or is damaged: its first line has the hash of the rest. "
+                "Measure anew with `archfleet hw calibrate`; where you changed it on purpose, delete that line"
+            )
+        return HardwareProfile.model_validate(tomllib.loads(text))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ValueError(
             f"{file}: cannot be read: {reason}; expected a profile of `archfleet hw calibrate --out`"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not TOML: {error}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}" for e in error.errors()[:5])

@@ -1,10 +1,24 @@
 """A profile as TOML text, the form that the catalogue reads: the standard library reads TOML but does not write it."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwprofiles.profile import HardwareProfile
+
+SEAL = "# sha256 of what follows: "
+
+
+def seal(text: str) -> str:
+    """The text under a comment with its hash, so that a changed byte is noticed when it is read."""
+    return f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def is_unchanged(text: str) -> bool:
+    """Whether a text is what was sealed; one without a seal is somebody's own, and nothing is known against it."""
+    first, _, rest = text.partition("\n")
+    return not first.startswith(SEAL) or first.removeprefix(SEAL) == hashlib.sha256(rest.encode()).hexdigest()
 
 
 def profile_to_toml(profile: HardwareProfile) -> str:
