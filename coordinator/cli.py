@@ -13,6 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from coordinator.data import add_data_commands
 from coordinator.errors import UserError
 from coordinator.runs import DEFAULT_RUNS, find_run
 from coordinator.version import version
@@ -512,6 +513,9 @@ def hw_calibrate(out: Path | None, on_cpu: bool, as_json: bool, **settings: Any)
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+add_data_commands(main, console=console, errors=errors, show_json=_print_json)
 
 
 if __name__ == "__main__":

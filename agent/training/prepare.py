@@ -91,7 +91,7 @@ class Progress(Protocol):
     """Whoever tells people how far it is."""
 
     def stage(self, name: str, num_bytes: int) -> None:
-        """A part of the work begins, over this many bytes of sources (or of shards)."""
+        """A part of the work begins, over this many bytes of sources or text."""
 
     def advance(self, num_bytes: int) -> None:
         """So many of them are done."""
@@ -342,12 +342,12 @@ def _write_shards(
         bound = held_out_bound(runs, preparation.validation_tokens)
     ranges = plan_shards(runs, bound=bound, shard_tokens=preparation.shard_tokens)
     _require_both_roles(ranges, runs, preparation)
-    progress.stage("writing shards", len(ranges))
+    progress.stage("writing shards", runs.num_bytes)
     shards: dict[str, Shard] = {}
     calls = ((_shard_call, (wanted, runs, out, vocabulary.vocab_size)) for wanted in ranges)
     for name, shard in pool.each(calls, most=os.cpu_count() or 1):
         shards[name] = shard
-        progress.advance(1)
+        progress.advance(shard.num_bytes or 0)
     return [(shards[wanted.name], wanted.name) for wanted in ranges]
 
 

@@ -9,7 +9,7 @@ The lowest hashes are held out, so that a document is held out or not whatever e
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,10 +192,12 @@ class _Run:
 class Runs:
     """All runs of all parts."""
 
-    def __init__(self, records: Iterable[PartRecord], work: Path, *, dtype: str) -> None:
+    def __init__(self, records: Sequence[PartRecord], work: Path, *, dtype: str) -> None:
         self._paths = [work / f"{record.part.name}-{number}" for record in records for number in range(record.num_runs)]
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self.num_documents = sum(self._num_documents(path) for path in self._paths)
+        """Those that are in several runs are counted in each."""
+        self.num_bytes = sum(record.num_bytes for record in records)
 
     def _num_documents(self, path: Path) -> int:
         return path.with_suffix(".index").stat().st_size // _INDEX.itemsize

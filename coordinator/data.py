@@ -1,0 +1,352 @@
+"""`archfleet data`: text is prepared into a corpus, token files of other tools are taken in, and both are checked."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from agent.failures import CorpusError
+from coordinator.errors import UserError
+
+_LINE_EVERY_SECONDS = 5.0
+
+
+def add_data_commands(
+    main: click.Group, *, console: Console, errors: Console, show_json: Callable[[Any], None]
+) -> None:
+    """Add `data prepare`, `import`, `inspect` and `check` to the command."""
+
+    @main.group(
+        epilog="  archfleet data prepare texts/ --out corpus\n  archfleet data inspect corpus\n"
+        "  archfleet data check corpus"
+    )
+    def data() -> None:
+        """Corpora of your own text: prepare, take in, inspect and check them.
+
+        A study names the folder as its corpus: [corpus] source = "DIR".
+        """
+
+    json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    out_option = click.option(
+        "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the corpus."
+    )
+    folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+    tokenizer_option = click.option(
+        "--tokenizer",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A tokenizer.json of Hugging Face's.",
+    )
+    processes_option = click.option(
+        "--processes",
+        "num_processes",
+        type=click.IntRange(min=1),
+        default=len(os.sched_getaffinity(0)),
+        show_default="all cores",
+        help="Any number gives the same corpus.",
+    )
+
+    @data.command(
+        epilog="  archfleet data prepare texts/ --out corpus\n"
+        "  archfleet data prepare 'crawl/*.jsonl.gz' more.parquet --out corpus --vocab-size 32768 --text-key content\n"
+        "  archfleet data prepare s3://bucket/fineweb/ --out corpus --tokenizer tokenizer.json --processes 32"
+    )
+    @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+    @out_option
+    @tokenizer_option
+    @click.option("--vocab-size", type=click.IntRange(min=1), help="Of a BPE trained on the text.  [default: 1024]")
+    @click.option("--end-of-text", metavar="NAME", help="Token before each document.  [default: the tokenizer's]")
+    @click.option("--text-key", default="text", show_default=True, help="Key of JSON lines, column of Parquet.")
+    @click.option(
+        "--validation-share",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Held-out share of the documents, by their hashes.  [default: 0.01]",
+    )
+    @click.option("--validation-tokens", type=click.IntRange(min=1), help="Hold out this many tokens instead.")
+    @click.option(
+        "--max-document-bytes",
+        type=click.IntRange(min=0),
+        default=65_536,
+        show_default=True,
+        help="Longer text files are cut at blank lines; 0 leaves them whole.",
+    )
+    @click.option(
+        "--shard-tokens",
+        type=click.IntRange(min=1),
+        default=100_000_000,
+        show_default=True,
+        help="Of a file; a process holds one in memory.",
+    )
+    @processes_option
+    @json_option
+    def prepare(sources: tuple[str, ...], out: Path, num_processes: int, as_json: bool, **settings: Any) -> None:
+        """Tokenise SOURCES into a corpus: text (.txt, .md), JSON lines (.jsonl, .json; .gz, .zst) and Parquet.
+
+        Sources are files, folders, globs and URLs of fsspec's (s3://, gs://, ...). Equal documents are kept once, and
+        a document is held out or not by its hash alone. The same command goes on after it was stopped or killed.
+        """
+        result = prepare_corpus(sources, out, num_processes, settings, errors)
+        if as_json:
+            show_json(result)
+        else:
+            _show(console, result)
+
+    @data.command(
+        "import",
+        epilog="  archfleet data import fineweb_train_*.bin --validation fineweb_val_000000.bin --out corpus\n"
+        "  archfleet data import train.bin --validation val.bin --out corpus --tokenizer tokenizer.json\n"
+        "  archfleet data import my_text_document --validation my_held_out_document --out corpus --vocab-size 50304 "
+        "--end-of-text-id 50256",
+    )
+    @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+    @click.option("--validation", multiple=True, metavar="FILE", help='Held-out.  [default: with "val" in their names]')
+    @out_option
+    @tokenizer_option
+    @click.option("--vocab-size", type=click.IntRange(min=1), help="[default: the tokenizer's, or as the files tell]")
+    @click.option("--end-of-text-id", type=click.IntRange(min=0), help="[default: the tokenizer's, or as they tell]")
+    @click.option("--end-of-text", metavar="NAME", help="Its name, where the tokenizer has none of the usual.")
+    @click.option("--dtype", type=click.Choice(["uint16", "uint32"]), help="Of files without a header.")
+    @processes_option
+    @json_option
+    def import_(
+        files: tuple[str, ...], validation: tuple[str, ...], out: Path, num_processes: int, as_json: bool, **known: Any
+    ) -> None:
+        """Write a manifest over token FILES of other tools, which stay where they are.
+
+        Raw uint16 or uint32 (nanoGPT, datatrove), shards of llm.c and modded-nanogpt, Megatron's .bin and .idx, .npy.
+        Every file is read once, for its hash and its largest token.
+        """
+        result = import_files(files, validation, out, num_processes, known, errors)
+        if as_json:
+            show_json(result)
+        else:
+            _show(console, result)
+
+    @data.command(epilog="  archfleet data inspect corpus\n  archfleet data inspect corpus --json")
+    @folder_argument
+    @json_option
+    def inspect(folder: Path, as_json: bool) -> None:
+        """Tell what a corpus holds; the length of every file is checked."""
+        result = inspect_folder(folder)
+        if as_json:
+            show_json(result)
+        else:
+            _show(console, result)
+
+    @data.command(epilog="  archfleet data check corpus\n  archfleet data check corpus --json")
+    @folder_argument
+    @json_option
+    def check(folder: Path, as_json: bool) -> None:
+        """Read every file of a corpus: hashes, lengths, and no token beyond the vocabulary."""
+        result = check_folder(folder, errors)
+        if as_json:
+            show_json(result)
+        else:
+            console.print(
+                f"{folder}: {result['num_files']} files, {result['num_bytes']:,} bytes, all as they were named"
+            )
+
+
+def prepare_corpus(
+    sources: tuple[str, ...], out: Path, num_processes: int, settings: dict[str, Any], errors: Console
+) -> dict[str, Any]:
+    """Prepare a corpus, telling how far it is.
+
+    Raises:
+        UserError: sources, tokenizer or folder cannot be used; the message says what to do.
+    """
+    from agent.training.prepare import Preparation, prepare
+
+    if settings["tokenizer"] is not None and settings["vocab_size"] is not None:
+        raise UserError(
+            "--tokenizer and --vocab-size were both given; a tokenizer has its own vocabulary: leave one out"
+        )
+    if settings["validation_share"] is not None and settings["validation_tokens"] is not None:
+        raise UserError("--validation-share and --validation-tokens were both given; leave one out")
+    given = {name: value for name, value in settings.items() if value is not None}
+    with _told(errors) as progress, _one_sentence():
+        made = prepare(Preparation(sources=sources, **given), out, progress=progress, num_processes=num_processes)
+    facts = made.folder.facts()
+    if made.was_finished:
+        return {**facts, "was_finished": True}
+    num_bytes = sum(facts[role]["num_bytes"] for role in ("train", "validation"))
+    return {
+        **facts,
+        "was_finished": False,
+        "num_documents_read": made.num_read,
+        "num_empty_documents": made.num_empty,
+        "num_repeated_documents": made.num_copies,
+        "num_parts": made.num_parts,
+        "num_parts_done_before": made.num_parts_before,
+        "seconds": made.seconds,
+        "text_bytes_per_second": num_bytes / made.seconds if not made.num_parts_before and made.seconds > 0 else None,
+    }
+
+
+def import_files(
+    files: tuple[str, ...],
+    validation: tuple[str, ...],
+    out: Path,
+    num_threads: int,
+    known: dict[str, Any],
+    errors: Console,
+) -> dict[str, Any]:
+    """Write a manifest over token files.
+
+    Raises:
+        UserError: a file is truncated or of no known kind, or what it does not tell was not given either.
+    """
+    from agent.training.foreign import ImportOptions, import_tokens
+
+    with _one_sentence():
+        folder = import_tokens(
+            files, validation, out, ImportOptions(**known), num_threads=num_threads, progress=_say_read(errors)
+        )
+    return folder.facts()
+
+
+def inspect_folder(path: Path) -> dict[str, Any]:
+    """What a corpus holds.
+
+    Raises:
+        UserError: there is none, or a file is missing or truncated.
+    """
+    from agent.training.prepared import CorpusFolder
+
+    with _one_sentence():
+        folder = CorpusFolder.open(path)
+        folder.check_sizes()
+        return folder.facts()
+
+
+def check_folder(path: Path, errors: Console) -> dict[str, Any]:
+    """Hash every file of a corpus and look at every token.
+
+    Raises:
+        UserError: something is not as the manifest says.
+    """
+    from agent.training.prepared import CorpusFolder
+
+    with _one_sentence():
+        folder = CorpusFolder.open(path)
+        folder.check(progress=_say_read(errors))
+    sizes = [folder.path_of(sha256).stat().st_size for sha256 in folder.record.files]
+    return {"path": str(path), "corpus_id": folder.corpus.id, "num_files": len(sizes), "num_bytes": sum(sizes)}
+
+
+def _say_read(errors: Console) -> Callable[[Path], None]:
+    return lambda file: errors.print(f"read {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What the user or the disk did wrong, without a traceback; Ctrl-C leaves what was done."""
+    try:
+        yield
+    except CorpusError as error:
+        raise UserError(str(error)) from None
+    except ValidationError as error:
+        raise UserError("; ".join(f"{wrong['loc'][0]}: {wrong['msg']}" for wrong in error.errors())) from None
+    except OSError as error:
+        raise UserError(f"{error}.\nFree some disk, or correct the path, and run the same command again.") from None
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on", err=True)
+        sys.exit(130)
+
+
+def _show(console: Console, facts: dict[str, Any]) -> None:
+    """A corpus as a table, and what became of its text."""
+    shown = Table("", "train", "validation", title=f"Corpus {facts['path']}")
+    for row, words in (
+        ("num_shards", "files"),
+        ("num_tokens", "tokens"),
+        ("num_documents", "documents"),
+        ("num_bytes", "bytes of text"),
+    ):
+        shown.add_row(words, *(_count(facts[role][row]) for role in ("train", "validation")))
+    ratios = [facts[role]["bytes_per_token"] for role in ("train", "validation")]
+    shown.add_row("bytes a token", *("not known" if ratio is None else f"{ratio:.3f}" for ratio in ratios))
+    console.print(shown)
+    sentences = [
+        f"vocabulary {facts['vocab_size']:,} tokens ({facts['dtype']}), end of text {facts['end_of_text_id']}, "
+        f"id {facts['corpus_id']}",
+        *_fate_of_the_text(facts),
+        f'a study takes it by [corpus] source = "{facts["path"]}" and vocab_size = {facts["vocab_size"]}',
+    ]
+    for sentence in sentences:
+        console.print(sentence, markup=False, soft_wrap=True)
+
+
+def _fate_of_the_text(facts: dict[str, Any]) -> list[str]:
+    if facts.get("was_finished"):
+        return ["it was prepared before, from the same sources in the same way: nothing to do"]
+    if "num_documents_read" not in facts:
+        return []
+    return [
+        f"{facts['num_documents_read']:,} documents read, {facts['num_repeated_documents']:,} repeated and "
+        f"{facts['num_empty_documents']:,} empty ones left out, {facts['seconds']:.1f} s"
+    ]
+
+
+def _count(number: int | None) -> str:
+    return "not known" if number is None else f"{number:,}"
+
+
+@contextmanager
+def _told(errors: Console) -> Iterator["_Bars | _Lines"]:
+    """Bars on a terminal, a line now and then elsewhere."""
+    if not errors.is_terminal:
+        yield _Lines(errors, time.monotonic)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=errors) as bars:
+        yield _Bars(bars, errors)
+
+
+class _Bars:
+    """A bar for each stage."""
+
+    def __init__(self, bars: Bars, errors: Console) -> None:
+        self._bars = bars
+        self._errors = errors
+        self._task = bars.add_task("", visible=False)
+
+    def stage(self, name: str, num_bytes: int) -> None:
+        self._task = self._bars.add_task(name, total=num_bytes)
+
+    def advance(self, num_bytes: int) -> None:
+        self._bars.advance(self._task, num_bytes)
+
+    def note(self, sentence: str) -> None:
+        self._errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Lines:
+    """A line as each stage begins, and then every few seconds."""
+
+    def __init__(self, errors: Console, clock: Callable[[], float]) -> None:
+        self._errors = errors
+        self._clock = clock
+        self._name, self._total, self._done, self._said_at = "", 0, 0, 0.0
+
+    def stage(self, name: str, num_bytes: int) -> None:
+        self._name, self._total, self._done, self._said_at = name, num_bytes, 0, self._clock()
+        self.note(f"{name}: {num_bytes:,} bytes")
+
+    def advance(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._clock() - self._said_at >= _LINE_EVERY_SECONDS:
+            self._said_at = self._clock()
+            self.note(f"{self._name}: {self._done / max(1, self._total):.0%}")
+
+    def note(self, sentence: str) -> None:
+        self._errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
