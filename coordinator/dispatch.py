@@ -6,11 +6,17 @@ The coordinator's loop tells it what happened and when (`now`, monotonic seconds
       ^                  |
       +----failure, lost agent, expired lease (attempts left) ---- else --> failed
 
-An agent is one accelerator (or one CPU slot) and holds one lease: whatever it runs is alone on its device. Which agents
-may take a trial is told by its `Needs`; trials that need the same share a lane, so that finding work for an idle agent
-takes as long with ten trials in the queue as with a hundred thousand.
+An agent is one accelerator (or one CPU slot): whatever it runs is alone on its device. Which agents may take a trial is
+told by its `Needs`; trials that need the same share a lane, so that finding work for an idle agent takes as long with
+ten trials in the queue as with a hundred thousand.
+
+Trainings so short that telling of each would take longer are handed ahead: an agent holds several, each under a lease
+of its own, and does one after the other. Only the first is at work: its lease alone can run out, the agent's time
+counts for it alone, and when it ends the next begins. A lost agent loses all of them. What has failed before, and
+every benchmark, is alone in its agent's hands.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,11 +31,12 @@ AgentCondition = Literal["idle", "busy", "draining", "quarantined", "lost"]
 
 @dataclass(frozen=True)
 class Start:
-    """Give a trial to an agent under a new epoch."""
+    """Give a trial to an agent under a new epoch; `ahead` where it is to wait there for others to end."""
 
     agent: str
     trial_id: str
     epoch: int
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,10 @@ ENGINE_FAILURES_TO_QUARANTINE = 2
 QUARANTINE_SECONDS = 60.0
 """Until the first canary of a quarantine; twice as long each further time, at most an hour."""
 LONGEST_QUARANTINE_SECONDS = 3600.0
+MAX_HAND = 16
+"""So many trials are in an agent's hands at most: the one at work, and those handed ahead."""
+HAND_SECONDS = 1.0
+"""A training is handed ahead where all before it in the agent's hands are estimated to take no longer than this."""
 NUM_ALTERNATIVES = 16
 """How far into the queue one looks for other work for an agent on which the next trial has failed already."""
 SHOWN_REASON_CHARACTERS = 400
@@ -176,7 +187,9 @@ class Lease:
     agent: str
     epoch: int
     expires: float
-    started: float = 0.0
+    """Never, for a trial handed ahead that is not at work yet."""
+    started: float | None = 0.0
+    """Since when the agent's time counts for it; null for a trial handed ahead that is not at work yet."""
     reserved_seconds: float = 0.0
     node: str = ""
 
@@ -209,6 +222,8 @@ class Dispatch:
     granted_seconds: float | None = None
     """Accelerator-seconds that the study may use; null when it is not limited."""
     canary_every_seconds: float | None = None
+    max_hand: int = MAX_HAND
+    """1 hands nothing ahead."""
     spent_seconds: float = 0.0
     reserved_seconds: float = 0.0
     paused: str | None = None
@@ -229,8 +244,8 @@ class Dispatch:
     _idle: dict[str, dict[str, int]] = field(default_factory=dict)
     """Idle agents by hardware, each with its place: smaller is idle for longer."""
     _idle_count: int = 0
-    _held: dict[str, str] = field(default_factory=dict)
-    """Trial by the agent that holds it."""
+    _held: dict[str, list[str]] = field(default_factory=dict)
+    """Trials by the agent that holds them, the one at work first."""
     _failed_on: dict[str, set[str]] = field(default_factory=dict)
     """Agents, and their nodes, on which a trial failed."""
     _num_quarantines: dict[str, int] = field(default_factory=dict)
@@ -365,7 +380,8 @@ class Dispatch:
         if lease is None or (lease.agent, lease.epoch) != (agent, epoch):
             return [Reject(trial_id, epoch, agent, "fenced" if trial_id in self.epochs else "unknown_trial")]
         if isinstance(item, Progress):
-            self.leases[trial_id] = replace(lease, expires=now + self.lease_seconds)
+            if lease.started is not None:
+                self.leases[trial_id] = replace(lease, expires=now + self.lease_seconds)
             return [Renew(trial_id, item)]
         ending: list[Instruction]
         if isinstance(item, Failure):
@@ -375,13 +391,13 @@ class Dispatch:
         else:
             ending = [Accept(trial_id, epoch, item, self._settle(trial_id, now), agent)]
             self._forget(trial_id)
-        return [*ending, *self._canary_or_idle(agent, now), *self.assign(now=now)]
+        return [*ending, *self._canary_or_idle(agent, now), *self.assign(now=now), *self._hand_ahead(agent, now)]
 
     def tick(self, *, now: float) -> list[Instruction]:
         """Time has passed: end expired leases and hung canaries, ask for canaries that are due."""
         instructions: list[Instruction] = []
         for trial_id, lease in [(trial, lease) for trial, lease in self.leases.items() if lease.expires < now]:
-            instructions += [self._expire(trial_id, lease, now), Restart(lease.agent)]
+            instructions += [*self._expire(trial_id, lease, now), Restart(lease.agent)]
         for agent, state in self.agents.items():
             if state.canary_expires is not None and state.canary_expires < now:
                 state.canary_expires = state.next_canary = None
@@ -402,24 +418,65 @@ class Dispatch:
 
     def assign(self, *, now: float) -> list[Instruction]:
         """Give waiting trials to idle agents, first come first served, as far as the budget allows."""
-        started: list[Instruction] = []
+        started: list[Start] = []
+        served: list[str] = []
         if self.paused is not None:
-            return started
+            return []
         while self._idle_count and (choice := self._choose()) is not None:
             agent, lane, place = choice
             trial_id = lane[place][1]
             del lane[place]
             self._not_idle(agent)
-            epoch = self.epochs[trial_id] = self.epochs.get(trial_id, 0) + 1
-            seconds = self._needs[trial_id].seconds
-            node = self.agents[agent].node
-            self.leases[trial_id] = Lease(agent, epoch, now + self.lease_seconds, now, seconds, node)
-            self._held[agent] = trial_id
-            self.reserved_seconds += seconds
-            started.append(Start(agent, trial_id, epoch))
-        return started
+            started.append(self._lease(trial_id, agent, now))
+            served.append(agent)
+        # Handing ahead comes last: no agent waits while there is work for it.
+        return [*started, *(start for agent in served for start in self._hand_ahead(agent, now))]
+
+    def _lease(self, trial_id: str, agent: str, now: float) -> Start:
+        """Put a trial into an agent's hands: at work, or behind what it has."""
+        hand = self._held.setdefault(agent, [])
+        epoch = self.epochs[trial_id] = self.epochs.get(trial_id, 0) + 1
+        seconds = self._needs[trial_id].seconds
+        lease = Lease(agent, epoch, math.inf, None, seconds, self.agents[agent].node)
+        self.leases[trial_id] = lease if hand else self._begun(lease, now)
+        self.reserved_seconds += seconds
+        hand.append(trial_id)
+        return Start(agent, trial_id, epoch, ahead=len(hand) > 1)
+
+    def _begun(self, lease: Lease, now: float) -> Lease:
+        return replace(lease, started=now, expires=now + self.lease_seconds)
 
     # Who takes what
+
+    def _hand_ahead(self, agent: str, now: float) -> list[Start]:
+        """As many short trainings as follow one another at the head of what this agent may take."""
+        started: list[Start] = []
+        while self._takes_more(agent, now) and (lane := self._next_lane(agent)) is not None:
+            trial_id = lane[0][1]
+            if not self._is_plain_training(trial_id) or not self._affordable(self._needs[trial_id].seconds):
+                break
+            lane.popleft()
+            started.append(self._lease(trial_id, agent, now))
+        return started
+
+    def _takes_more(self, agent: str, now: float) -> bool:
+        """Whether something may be handed ahead to an agent: it works through short trainings, and is to go on so."""
+        hand, state = self._held.get(agent, ()), self.agents.get(agent)
+        if self.paused is not None or state is None or state.draining or agent in self.quarantined:
+            return False
+        is_canary_due = state.next_canary is not None and state.next_canary <= now
+        if not 0 < len(hand) < self.max_hand or is_canary_due or not self._is_plain_training(hand[0]):
+            return False
+        return sum(self._needs[trial_id].seconds for trial_id in hand) <= HAND_SECONDS
+
+    def _is_plain_training(self, trial_id: str) -> bool:
+        return self._needs[trial_id].phase == "train" and trial_id not in self.failures
+
+    def _next_lane(self, agent: str) -> deque[tuple[int, str]] | None:
+        """The lane whose first trial is this agent's next."""
+        hardware = self.agents[agent].hardware
+        fit = (lane for (_, wanted), lane in self._lanes.items() if lane and (wanted is None or hardware in wanted))
+        return min(fit, key=lambda lane: lane[0][0], default=None)
 
     def _choose(self) -> tuple[str, deque[tuple[int, str]], int] | None:
         """The first trial that an idle agent can take: that agent, the trial's lane, and its place there.
@@ -508,19 +565,20 @@ class Dispatch:
     # Endings
 
     def _fail_held(self, agent: str, reason: str, now: float) -> list[Instruction]:
-        trial_id = self._held.get(agent)
-        if trial_id is None:
-            return []
-        return [self._fail(trial_id, "agent-lost", f"agent {agent} was lost: {reason}", now)]
+        """An agent is lost with all it held. Each goes to the front of the queue, so that the first is first again."""
+        message = f"agent {agent} was lost: {reason}"
+        return [self._fail(trial_id, "agent-lost", message, now) for trial_id in reversed(self._held.get(agent, ()))]
 
-    def _expire(self, trial_id: str, lease: Lease, now: float) -> Fail:
+    def _expire(self, trial_id: str, lease: Lease, now: float) -> list[Instruction]:
         """A lease ran out: with its agent, of which nothing is known, or, where the agent answers, for the trial."""
         state = self.agents.pop(lease.agent, None)
+        behind = self._held[lease.agent][1:]
+        ended = [self._fail(other, "agent-lost", f"agent {lease.agent} was ended", now) for other in reversed(behind)]
         if state is not None and state.heard > now - self.lease_seconds:
             stuck = f"agent {lease.agent} answers, but told nothing of the trial for {self.lease_seconds:g} s"
-            return self._fail(trial_id, "timeout", stuck, now, expired=True)
+            return [*ended, self._fail(trial_id, "timeout", stuck, now, expired=True)]
         silence = f"no sign of life from agent {lease.agent} for {self.lease_seconds:g} s"
-        return self._fail(trial_id, "agent-lost", silence, now, expired=True)
+        return [*ended, self._fail(trial_id, "agent-lost", silence, now, expired=True)]
 
     def _fail(
         self,
@@ -545,10 +603,18 @@ class Dispatch:
         return Fail(trial_id, lease.epoch, kind, message, final, failure, spent, lease.agent, expired)
 
     def _settle(self, trial_id: str, now: float) -> float:
-        """End a lease: what was reserved for it is free again, what it took is spent. Returns the latter."""
+        """End a lease: what was reserved for it is free again, what it took is spent. Returns the latter.
+
+        What its agent was handed ahead begins.
+        """
         lease = self.leases.pop(trial_id)
-        del self._held[lease.agent]
-        spent = max(0.0, now - lease.started)
+        spent = 0.0 if lease.started is None else max(0.0, now - lease.started)
+        self._held[lease.agent].remove(trial_id)
+        if not self._held[lease.agent]:
+            del self._held[lease.agent]
+        elif lease.started is not None:
+            following = self._held[lease.agent][0]
+            self.leases[following] = self._begun(self.leases[following], now)
         self.reserved_seconds = self.reserved_seconds - lease.reserved_seconds if self.leases else 0.0
         self.spent_seconds += spent
         return spent

@@ -3,7 +3,8 @@
 Its facts come from a test that watches a fleet, or from a store. The promises it looks after:
 
 - each trial's result counts once, and nothing follows a trial's end;
-- epochs of a trial rise, and no two leases of one trial, nor of one agent, are live together;
+- epochs of a trial rise, and no two leases of one trial are live together; of one agent no more than it may hold, which
+  is one unless trials are handed ahead;
 - only a live lease can end: what an old epoch reports counts for nothing;
 - no attempt is started when what was spent, what is reserved and what it will cost exceed the granted seconds:
   spend stays within the budget and the work in flight;
@@ -76,6 +77,7 @@ def check_history(
     *,
     granted_seconds: float | None = None,
     acknowledged: Mapping[str, int] | None = None,
+    max_hand: int = 1,
 ) -> Verdict:
     """Look through a history in its order.
 
@@ -83,8 +85,9 @@ def check_history(
         facts: leases and ends, oldest first.
         granted_seconds: accelerator time that the study may use; null when it is not limited.
         acknowledged: epoch of every result that somebody was told is safe, by trial.
+        max_hand: how many trials an agent may hold.
     """
-    checker = _Checker(granted_seconds=granted_seconds)
+    checker = _Checker(granted_seconds=granted_seconds, max_hand=max_hand)
     for fact in facts:
         if isinstance(fact, Leased):
             checker.leased(fact)
@@ -127,10 +130,11 @@ def _end_of(attempt: AttemptRow) -> Ended:
 @dataclass
 class _Checker:
     granted_seconds: float | None
+    max_hand: int
     violations: list[str] = field(default_factory=list)
     live: dict[str, Leased] = field(default_factory=dict)
-    holding: dict[str, str] = field(default_factory=dict)
-    """Trial by the agent that holds it."""
+    holding: dict[str, list[str]] = field(default_factory=dict)
+    """Trials by the agent that holds them."""
     last_epoch: dict[str, int] = field(default_factory=dict)
     succeeded: dict[str, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
@@ -150,8 +154,9 @@ class _Checker:
             self.complain(f"{trial_id}: leased to {fact.agent} while {other.agent} holds it under epoch {other.epoch}")
         if trial_id in self.succeeded or trial_id in self.failed:
             self.complain(f"{trial_id}: leased after its end")
-        if (held := self.holding.get(fact.agent)) is not None:
-            self.complain(f"{fact.agent}: given {trial_id} while it holds {held}")
+        held = self.holding.setdefault(fact.agent, [])
+        if len(held) >= self.max_hand:
+            self.complain(f"{fact.agent}: given {trial_id} while it holds {', '.join(held)}")
         if self.granted_seconds is not None:
             committed = self.spent + self.reserved + fact.seconds
             if committed > self.granted_seconds + ROUNDING_SECONDS:
@@ -161,7 +166,7 @@ class _Checker:
                 )
         self.last_epoch[trial_id] = epoch
         self.live[trial_id] = fact
-        self.holding[fact.agent] = trial_id
+        held.append(trial_id)
         self.reserved += fact.seconds
 
     def ended(self, fact: Ended) -> None:
@@ -172,7 +177,7 @@ class _Checker:
             self.complain(f"{trial_id}: epoch {epoch} ended ({fact.outcome}) without a live lease")
         else:
             del self.live[trial_id]
-            self.holding.pop(lease.agent, None)
+            self.holding[lease.agent].remove(trial_id)
             self.reserved -= lease.seconds
         if fact.outcome == "succeeded":
             if trial_id in self.succeeded:

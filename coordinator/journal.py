@@ -42,21 +42,26 @@ def write(
         lease_seconds: after which a lease ends without a sign of life.
     """
     match instruction:
-        case Start(agent, trial_id, epoch):
-            expires = unix + lease_seconds
-            hardware = hardware_of(agent)
-            store.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix, expires_unix=expires)
+        case Start(agent, trial_id, epoch, ahead):
+            store.lease(
+                trial_id,
+                agent=agent,
+                hardware=hardware_of(agent),
+                epoch=epoch,
+                now_unix=unix,
+                expires_unix=unix + lease_seconds,
+                ahead=ahead,
+            )
         case Renew(trial_id, progress):
             store.record_progress(trial_id, progress, expires_unix=unix + lease_seconds)
             store.tally("reports", "progress")
-        case Accept(trial_id, epoch, observation):
-            store.record_result(trial_id, epoch, observation, now_unix=unix)
+        case Accept(trial_id, epoch, observation, spent):
+            store.record_result(trial_id, epoch, observation, now_unix=unix, spent_seconds=spent)
             tally_result(store, observation)
-        case Fail(trial_id, epoch, _, _, final, told):
+        case Fail(trial_id, epoch, _, _, final, told, spent):
             hardware = hardware_of(instruction.agent)
-            store.record_failure(
-                trial_id, epoch, failure_of(instruction, unix, hardware=hardware), final=final, now_unix=unix
-            )
+            failure = failure_of(instruction, unix, hardware=hardware)
+            store.record_failure(trial_id, epoch, failure, final=final, now_unix=unix, spent_seconds=spent)
             if told is not None:
                 tally_result(store, told)
             elif instruction.expired:

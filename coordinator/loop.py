@@ -443,6 +443,7 @@ class Coordinator:
         decided, self._decided = self._decided, []
         for instruction, unix in decided:
             self._act(instruction, unix)
+        self.fleet.send()
         return True
 
     def _committed(self, write: Callable[[], None]) -> bool:
@@ -469,23 +470,23 @@ class Coordinator:
     def _act(self, instruction: Instruction, unix: float) -> None:
         """What follows from an instruction that is in the store: on the fleet, in memory, and before people's eyes."""
         match instruction:
-            case Start(agent, trial_id, epoch):
+            case Start(agent, trial_id, epoch, ahead):
                 hardware = self._roster.hardware(agent)
-                self._trials.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix)
+                self._trials.lease(trial_id, agent=agent, hardware=hardware, epoch=epoch, now_unix=unix, ahead=ahead)
                 self._running[trial_id] = RunningTrial(agent=agent, description=self._describe(trial_id))
                 self.fleet.assign(agent, trial_id, epoch, self._planned(trial_id).assignment)
             case Renew(trial_id, progress):
                 self._trials.progress(trial_id, progress.done_fraction)
                 self._running[trial_id] = self._running[trial_id].at(progress)
-            case Accept(trial_id, _, observation):
-                self._ends(trial_id, "succeeded", observation, unix)
+            case Accept(trial_id, _, observation, spent):
+                self._ends(trial_id, "succeeded", observation, unix, spent)
                 if isinstance(observation, TrainingObservation):
                     self.view.note(f"{self._describe(trial_id)}: loss {observation.loss:.4f} nats/token")
                 else:
                     self.view.note(f"{self._describe(trial_id)}: measured")
-            case Fail(trial_id, _, kind, message, final):
+            case Fail(trial_id, _, kind, message, final, _, spent):
                 failure = journal.failure_of(instruction, unix, hardware=self._roster.hardware(instruction.agent))
-                self._ends(trial_id, "failed" if final else "queued", failure, unix)
+                self._ends(trial_id, "failed" if final else "queued", failure, unix, spent)
                 again = "given up" if final else "will be tried again"
                 self.view.note(f"{self._describe(trial_id)}: {kind}, {again}: {message}")
             case Quarantine(agent, reason):
@@ -499,8 +500,8 @@ class Coordinator:
             case Reject() | Judge():
                 pass
 
-    def _ends(self, trial_id: str, state: str, observation: Observation, unix: float) -> None:
-        self._trials.end(trial_id, state, now_unix=unix)
+    def _ends(self, trial_id: str, state: str, observation: Observation, unix: float, spent_seconds: float) -> None:
+        self._trials.end(trial_id, state, now_unix=unix, spent_seconds=spent_seconds)
         self._ended.add(self._trials.rows[trial_id].phase)
         self._running.pop(trial_id, None)
         self._evidence.add(observation)

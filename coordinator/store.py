@@ -654,16 +654,27 @@ class Store(StoreReader):
             self._append("decisions", kind, stage, *texts, random_state, now_unix)
 
     def lease(
-        self, trial_id: str, *, agent: str, hardware: str, epoch: int, now_unix: float, expires_unix: float
+        self,
+        trial_id: str,
+        *,
+        agent: str,
+        hardware: str,
+        epoch: int,
+        now_unix: float,
+        expires_unix: float,
+        ahead: bool = False,
     ) -> None:
-        """Record that `agent` holds `trial_id` under `epoch`, which must rise with every lease."""
+        """Record that `agent` holds `trial_id` under `epoch`, which must rise with every lease.
+
+        One that is handed ahead waits there: `leased_unix` stays null until its end tells when it was begun.
+        """
         with self.transaction():
             old = self._fields(trial_id)
             assert old.state in _OPEN_STATES and old.epoch < epoch, (  # noqa: PT018
                 f"{trial_id}: epoch {epoch} does not rise, or the trial has ended"
             )
             if old.state == "running":
-                self._end_attempt(old, "interrupted", None, now_unix=now_unix)
+                self._end_attempt(old, "interrupted", None, began_unix=old.leased_unix, now_unix=now_unix)
             first = old.first_leased_unix
             if first is None:
                 first = now_unix
@@ -675,7 +686,7 @@ class Store(StoreReader):
                 attempts=old.attempts + 1,
                 agent=agent,
                 hardware=hardware,
-                leased_unix=now_unix,
+                leased_unix=None if ahead else now_unix,
                 first_leased_unix=first,
                 lease_expires_unix=expires_unix,
             )
@@ -688,26 +699,58 @@ class Store(StoreReader):
                 "INSERT OR REPLACE INTO progress VALUES (?, ?, ?)", (trial_id, progress.done_fraction, expires_unix)
             )
 
-    def record_result(self, trial_id: str, epoch: int, observation: Observation, *, now_unix: float) -> None:
-        """Accept the result of a trial: the observation and the trial's end are one transaction."""
-        self._record_end(trial_id, epoch, observation, state="succeeded", now_unix=now_unix)
+    def record_result(
+        self, trial_id: str, epoch: int, observation: Observation, *, now_unix: float, spent_seconds: float = 0.0
+    ) -> None:
+        """Accept the result of a trial: the observation and the trial's end are one transaction.
 
-    def record_failure(self, trial_id: str, epoch: int, failure: Failure, *, final: bool, now_unix: float) -> None:
-        """Record a failed attempt; the trial goes back to the queue unless `final`."""
-        self._record_end(trial_id, epoch, failure, state="failed" if final else "queued", now_unix=now_unix)
+        Args:
+            trial_id: of a trial that runs.
+            epoch: of its lease.
+            observation: what came of it.
+            now_unix: when it ended.
+            spent_seconds: what it took its agent, where it was handed ahead: when it was begun nobody else knows.
+        """
+        self._record_end(
+            trial_id, epoch, observation, state="succeeded", now_unix=now_unix, spent_seconds=spent_seconds
+        )
 
-    def _record_end(self, trial_id: str, epoch: int, record: Observation, *, state: _EndState, now_unix: float) -> None:
+    def record_failure(
+        self,
+        trial_id: str,
+        epoch: int,
+        failure: Failure,
+        *,
+        final: bool,
+        now_unix: float,
+        spent_seconds: float = 0.0,
+    ) -> None:
+        """Record a failed attempt; the trial goes back to the queue unless `final`. Arguments as in `record_result`."""
+        state: _EndState = "failed" if final else "queued"
+        self._record_end(trial_id, epoch, failure, state=state, now_unix=now_unix, spent_seconds=spent_seconds)
+
+    def _record_end(
+        self,
+        trial_id: str,
+        epoch: int,
+        record: Observation,
+        *,
+        state: _EndState,
+        now_unix: float,
+        spent_seconds: float,
+    ) -> None:
         with self.transaction():
             old = self._fields(trial_id)
-            assert old.state == "running" and old.epoch == epoch and old.leased_unix is not None, (  # noqa: PT018
+            assert old.state == "running" and old.epoch == epoch, (  # noqa: PT018
                 f"{trial_id}: not running under epoch {epoch}; dispatch fences such reports"
             )
+            began = now_unix - spent_seconds if old.leased_unix is None else old.leased_unix
             self._append("observations", trial_id, epoch, record.kind, record.model_dump_json(), now_unix)
             failure_kind = record.failure_kind if isinstance(record, Failure) else None
             outcome: AttemptOutcome = "retried" if state == "queued" else state
-            spent = self._end_attempt(old, outcome, failure_kind, now_unix=now_unix)
+            spent = self._end_attempt(old, outcome, failure_kind, began_unix=began, now_unix=now_unix)
             if state == "succeeded":
-                self._observe("durations", old.phase, old.hardware or "", now_unix - old.leased_unix)
+                self._observe("durations", old.phase, old.hardware or "", now_unix - began)
                 self._database.execute("DELETE FROM progress WHERE trial_id = ?", (trial_id,))
             elif state == "failed":
                 self._tally("final_failures", "", old.phase, old.hardware or "", str(failure_kind), num=1, seconds=0)
@@ -715,6 +758,7 @@ class Store(StoreReader):
                 old,
                 state=state,
                 agent=None if state == "queued" else old.agent,
+                leased_unix=began,
                 ended_unix=None if state == "queued" else now_unix,
                 lease_expires_unix=None,
                 spent_seconds=old.spent_seconds + spent,
@@ -723,12 +767,14 @@ class Store(StoreReader):
     def requeue_running(self, *, now_unix: float) -> list[str]:
         """At a restart: whatever was leased goes back to the front of the queue. Returns the ids.
 
-        Time after a lease's end was nobody's: the coordinator may have been down for days.
+        Time after a lease's end was nobody's: the coordinator may have been down for days. What was handed ahead has
+        spent nothing that anybody knows of.
         """
         with self.transaction():
             running = [TrialFields(*row) for row in self._rows("trials", "WHERE state = 'running'")]
             for old in running:
-                spent = self._end_attempt(old, "interrupted", None, now_unix=min(now_unix, self._expiry(old)))
+                now = min(now_unix, self._expiry(old))
+                spent = self._end_attempt(old, "interrupted", None, began_unix=old.leased_unix, now_unix=now)
                 self._move(
                     old, state="queued", agent=None, lease_expires_unix=None, spent_seconds=old.spent_seconds + spent
                 )
@@ -756,15 +802,24 @@ class Store(StoreReader):
             self._tally("trials", *key, num=sign, seconds=sign * fields.spent_seconds)
 
     def _end_attempt(
-        self, trial: TrialFields, outcome: AttemptOutcome, failure_kind: str | None, *, now_unix: float
+        self,
+        trial: TrialFields,
+        outcome: AttemptOutcome,
+        failure_kind: str | None,
+        *,
+        began_unix: float | None,
+        now_unix: float,
     ) -> float:
-        """Close the attempt that holds a trial; what it spent, in seconds."""
+        """Close the attempt that holds a trial; what it spent, in seconds: nothing where it never began."""
         (row,) = self._rows("attempts", "WHERE trial_id = ? AND epoch = ?", (trial.trial_id, trial.epoch))
         attempt = AttemptRow(*row)
-        spent = max(0.0, now_unix - attempt.leased_unix)
-        ended = attempt._replace(ended_unix=now_unix, outcome=outcome, failure_kind=failure_kind, spent_seconds=spent)
+        began = now_unix if began_unix is None else began_unix
+        spent = max(0.0, now_unix - began)
+        ended = attempt._replace(
+            leased_unix=began, ended_unix=now_unix, outcome=outcome, failure_kind=failure_kind, spent_seconds=spent
+        )
         values = canonical("attempts", ended)
-        self._database.execute(_UPDATE_ATTEMPT, (*values[6:], checksum("attempts", values), ended.seq))
+        self._database.execute(_UPDATE_ATTEMPT, (*values[5:], checksum("attempts", values), ended.seq))
         self._tally("attempts", "", trial.phase, attempt.hardware, failure_kind or outcome, num=1, seconds=spent)
         return spent
 
@@ -840,7 +895,7 @@ _UPDATE_TRIAL = (
     f"UPDATE trials SET {', '.join(f'{name} = ?' for name in (*COLUMNS['trials'][4:], 'checksum'))} WHERE position = ?"
 )
 _UPDATE_ATTEMPT = (
-    f"UPDATE attempts SET {', '.join(f'{name} = ?' for name in (*COLUMNS['attempts'][6:], 'checksum'))} WHERE seq = ?"
+    f"UPDATE attempts SET {', '.join(f'{name} = ?' for name in (*COLUMNS['attempts'][5:], 'checksum'))} WHERE seq = ?"
 )
 
 

@@ -94,7 +94,10 @@ class TrialRow(NamedTuple):
 
 
 class AttemptRow(NamedTuple):
-    """One lease and how it ended; `outcome` is null while it is held."""
+    """One lease and how it ended; `outcome` is null while it is held.
+
+    `leased_unix` of one that was handed ahead is, once it has ended, when it was begun.
+    """
 
     seq: int
     trial_id: str

@@ -41,8 +41,10 @@ class Trials:
         """How many trials are in one of these states."""
         return sum(count for (_, state), count in self.counts.items() if state in states)
 
-    def lease(self, trial_id: str, *, agent: str, hardware: str, epoch: int, now_unix: float) -> None:
-        """A trial was given to an agent."""
+    def lease(
+        self, trial_id: str, *, agent: str, hardware: str, epoch: int, now_unix: float, ahead: bool = False
+    ) -> None:
+        """A trial was given to an agent; `ahead` where it waits there for others to end."""
         row = self.rows[trial_id]
         first = now_unix if row.first_leased_unix is None else row.first_leased_unix
         self._move(
@@ -53,18 +55,22 @@ class Trials:
             agent=agent,
             hardware=hardware,
             first_leased_unix=first,
-            leased_unix=now_unix,
+            leased_unix=None if ahead else now_unix,
         )
 
     def progress(self, trial_id: str, done_fraction: float) -> None:
         """A trial is this far on."""
         self.rows[trial_id] = self.rows[trial_id]._replace(done_fraction=done_fraction)
 
-    def end(self, trial_id: str, state: str, *, now_unix: float) -> None:
-        """An attempt ended; the trial's new state is queued, succeeded or failed."""
+    def end(self, trial_id: str, state: str, *, now_unix: float, spent_seconds: float = 0.0) -> None:
+        """An attempt ended; the trial's new state is queued, succeeded or failed.
+
+        `spent_seconds` is what it took its agent, where it was handed ahead.
+        """
         row = self.rows[trial_id]
-        assert row.leased_unix is not None, f"{trial_id} ended without a lease"
-        spent = max(0.0, now_unix - row.leased_unix)
+        assert row.state == "running", f"{trial_id} ended without a lease"
+        began = now_unix - spent_seconds if row.leased_unix is None else row.leased_unix
+        spent = max(0.0, now_unix - began)
         self.spent_seconds += spent
         self._move(
             row,
@@ -72,6 +78,7 @@ class Trials:
             spent_seconds=row.spent_seconds + spent,
             agent=None if state == "queued" else row.agent,
             done_fraction=1.0 if state == "succeeded" else row.done_fraction,
+            leased_unix=began,
             ended_unix=None if state == "queued" else now_unix,
         )
 

@@ -1,6 +1,6 @@
 """The agent's actor: a plain Worker on a thread of its own, spoken to in JSON. Imports no Ray.
 
-    start        give it a trial; returns at once
+    start        give it trials, to be done one after the other; returns at once
     fetch        what it has to tell, waiting a while for something; `start_and_fetch` is both in one call
     preempt      stop what runs; a training saves its checkpoint and sends it along
 
@@ -11,9 +11,12 @@ every agent of that machine drains. A batch system's signal handler or a cloud's
 import os
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from agent.archive import pack, unpack
@@ -28,6 +31,9 @@ from scaling.observations import Failure, Observation, Progress
 
 DRAIN_VARIABLE = "ARCHFLEET_DRAIN_FILE"
 
+Work = tuple[str, int, str]
+"""A trial's id, its epoch, and its assignment as JSON."""
+
 
 class AgentActor:
     """One agent. `fetch_blob` gives the contents of a blob by its SHA-256; `worker` does the work."""
@@ -39,8 +45,10 @@ class AgentActor:
         self._work_directory = Path(work_directory)
         self._worker = worker(agent, self._work_directory, fetch_blob)
         self._outbox = Outbox()
+        self._waiting: SimpleQueue[tuple[Work, bytes | None]] = SimpleQueue()
         self._preempted = threading.Event()
         self._reason = ""
+        threading.Thread(target=self._work, name="trials", daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
         """Which hardware this is, the process that serves it, its code, and the time of its wall clock."""
@@ -60,10 +68,16 @@ class AgentActor:
         """The canary's rate on this agent, in FLOP/s."""
         return measure_canary()
 
-    def start(self, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None = None) -> None:
-        """Begin a trial on a thread of its own, from a packed checkpoint if one is given."""
-        work = (trial_id, epoch, assignment, checkpoint)
-        threading.Thread(target=self._work, args=work, name=f"trial {trial_id}", daemon=True).start()
+    def start(self, work: Sequence[Work], *checkpoints: bytes | None) -> None:
+        """Begin trials, one after the other, when those that were given before have ended.
+
+        Args:
+            work: the trials.
+            checkpoints: of the first of them, packed; null for one that begins afresh. Each is an argument by itself:
+                the fleet passes references to them, which only then are resolved.
+        """
+        for one, checkpoint in zip_longest(work, checkpoints):
+            self._waiting.put((one, checkpoint))
 
     def fetch(self, timeout_seconds: float) -> tuple[list[Message], str]:
         """What there is to tell, and why this agent drains ("" while it does not)."""
@@ -72,18 +86,26 @@ class AgentActor:
         return self._outbox.take(timeout_seconds), self._reason
 
     def start_and_fetch(
-        self, timeout_seconds: float, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None = None
+        self, timeout_seconds: float, work: Sequence[Work], *checkpoints: bytes | None
     ) -> tuple[list[Message], str]:
-        """Begin a trial, and tell what there is to tell: one call where nobody waits in `fetch`."""
-        self.start(trial_id, epoch, assignment, checkpoint)
+        """Begin trials, and tell what there is to tell: one call where nobody waits in `fetch`."""
+        self.start(work, *checkpoints)
         return self.fetch(timeout_seconds)
 
     def preempt(self, reason: str) -> None:
-        """Ask the running trial to save itself and stop; it ends as a `preempted` failure."""
+        """Ask the running trial to save itself and stop; it, and all that wait, end as `preempted` failures."""
         self._reason = reason
         self._preempted.set()
 
-    def _work(self, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None) -> None:
+    def _work(self) -> None:
+        while True:
+            work, checkpoint = self._waiting.get()
+            try:
+                self._do(*work, checkpoint)
+            except Exception:  # its lease will end; what waits behind it must not wait for ever
+                traceback.print_exc()
+
+    def _do(self, trial_id: str, epoch: int, assignment: str, checkpoint: bytes | None) -> None:
         task = AssignmentAdapter.validate_json(assignment)
         directory = self._work_directory / "checkpoints" / task.id
         started_at, started = time.time(), time.monotonic()
@@ -96,11 +118,9 @@ class AgentActor:
         if checkpoint is not None and not directory.exists():
             tell(Progress(assignment_id=trial_id, done_fraction=0.0, message=take_up(checkpoint, directory)))
         with closing(self._worker.run(task)) as items:
-            for item in items:
-                if tell(item):
+            while not self._preempted.is_set():
+                if tell(next(items)):
                     return
-                if self._preempted.is_set():
-                    break
         provenance = make_provenance(agent=self._agent, started_at_unix=started_at, seconds=time.monotonic() - started)
         message = f"agent {self._agent} was asked to leave: {self._reason}"
         failure = Failure(assignment_id=trial_id, failure_kind="preempted", message=message, provenance=provenance)

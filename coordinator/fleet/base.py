@@ -92,7 +92,10 @@ class Fleet(Protocol):
         """Run the canary on an idle agent; `CanaryMeasured` follows."""
 
     def assign(self, agent: str, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> None:
-        """Start an assignment on an idle agent."""
+        """Start an assignment on an agent, when those that it was given before have ended; `send` sends it there."""
+
+    def send(self) -> None:
+        """Send what was assigned since the last time, to each agent all at once."""
 
     def restart(self, agent: str) -> None:
         """End an agent that gives no sign of life; `AgentLost`, then `AgentJoined`, follow."""

@@ -20,7 +20,7 @@ from agent.device import PRETENDED_VARIABLE
 from agent.engines.canary import KIND as CANARY_KIND
 from agent.worker import Worker
 from coordinator.errors import UserError
-from coordinator.fleet.actor import AgentActor
+from coordinator.fleet.actor import AgentActor, Work
 from coordinator.fleet.base import (
     AgentAlive,
     AgentDraining,
@@ -72,6 +72,8 @@ class _Agent:
     handle: Any
     pending: dict[Any, Callable[[Any], list[FleetEvent]]] = field(default_factory=dict)
     """Calls that have not returned, each with what to make of its result."""
+    work: list[Work] = field(default_factory=list)
+    """Assigned, and not sent yet."""
     joined: bool = False
     listening: bool = False
     """Whether a fetch waits on it."""
@@ -133,18 +135,25 @@ class RayFleet:
         self._call(self._agents[agent], "canary", then=lambda rate: [CanaryMeasured(agent, CANARY_KIND, rate)])
 
     def assign(self, agent: str, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> None:
-        """Start an assignment on an idle agent, from the checkpoint that an interrupted attempt sent along.
+        """Start an assignment on an agent, from the checkpoint that an interrupted attempt sent along.
 
         One for an agent that was lost meanwhile is lost with it.
         """
         known = self._agents.get(agent)
-        if known is None or not known.joined:
-            return
-        work = (trial_id, epoch, assignment.model_dump_json(), self._checkpoints.get(trial_id))
-        if known.listening:
-            self._call(known, "start", *work, then=lambda _: [])
-        else:  # one call for both: half the cost of a short trial
-            self._listen(known, "start_and_fetch", *work)
+        if known is not None and known.joined:
+            known.work.append((trial_id, epoch, assignment.model_dump_json()))
+
+    def send(self) -> None:
+        """Send what was assigned, in one call an agent."""
+        for agent in self._agents.values():
+            if not agent.work:
+                continue
+            work, agent.work = agent.work, []
+            checkpoints = (self._checkpoints.get(trial_id) for trial_id, *_ in work)
+            if agent.listening:
+                self._call(agent, "start", work, *checkpoints, then=lambda _: [])
+            else:  # one call for both: half the cost of short trials
+                self._listen(agent, "start_and_fetch", work, *checkpoints)
 
     def restart(self, agent: str) -> None:
         """Kill an agent; `poll` notices its end and starts another in its place."""
@@ -155,6 +164,7 @@ class RayFleet:
 
     def poll(self, *, timeout_seconds: float) -> list[FleetEvent]:
         """What happened since the last call; waits up to the time-out for a first event."""
+        self.send()
         gone = self._follow_nodes() if time.monotonic() - self._nodes_checked >= NODE_CHECK_SECONDS else []
         for agent in self._agents.values():
             if agent.joined and not agent.listening:

@@ -11,12 +11,13 @@ returned. All chance comes from one seed, so that a schedule of faults can be pl
 
 import heapq
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from agent.assignment import BenchAssignment, TrainAssignment
+from coordinator.dispatch import MAX_HAND
 from coordinator.fleet.base import AgentDraining, AgentJoined, AgentLost, CanaryMeasured, FleetEvent, Reported
 from coordinator.fleet.simulated_world import SimulatedWorld
 from scaling.architecture import Architecture
@@ -167,6 +168,8 @@ class _Agent:
     """The coordinator has been told of this life."""
     draining: bool = False
     run: _Run | None = None
+    hand: deque[tuple[str, int, TrainAssignment | BenchAssignment]] = field(default_factory=deque)
+    """What follows the run."""
 
 
 @dataclass(frozen=True)
@@ -261,10 +264,13 @@ class SimulatedFleet:
         slot = self._agents[agent]
         if not (slot.alive and slot.announced):
             return
-        assert slot.run is None, f"{agent} was given {trial_id} while it works on {slot.run and slot.run.trial_id}"
-        slot.run = self._new_run(slot, trial_id, epoch, assignment)
-        self._in(REPORT_EVERY_SECONDS, partial(self._report_progress, slot.run))
-        self._schedule_ending(slot.run)
+        slot.hand.append((trial_id, epoch, assignment))
+        assert len(slot.hand) < MAX_HAND, f"{agent} was given {trial_id} while it holds {len(slot.hand)} others"
+        if slot.run is None:
+            self._begin_next(slot)
+
+    def send(self) -> None:
+        """Everything was sent when it was assigned."""
 
     def restart(self, agent: str) -> None:
         """End an agent and start another in its place; one that is cut off works on by itself."""
@@ -335,10 +341,17 @@ class SimulatedFleet:
         """The process ends; its training's last checkpoint stays."""
         if agent.run is not None:
             self._drop(agent.run)
+        agent.hand.clear()
         agent.life += 1
         agent.alive = agent.coming = agent.announced = False
 
     # An attempt
+
+    def _begin_next(self, agent: _Agent) -> None:
+        if agent.hand:
+            agent.run = self._new_run(agent, *agent.hand.popleft())
+            self._in(REPORT_EVERY_SECONDS, partial(self._report_progress, agent.run))
+            self._schedule_ending(agent.run)
 
     def _new_run(self, agent: _Agent, trial_id: str, epoch: int, assignment: TrainAssignment | BenchAssignment) -> _Run:
         speed = agent.node.speed
@@ -382,6 +395,7 @@ class SimulatedFleet:
             return
         self._drop(run, keep_checkpoint=False)
         self._send(run, self._ending_of(run))
+        self._begin_next(run.agent)
 
     def _ending_of(self, run: _Run) -> Observation:
         if run.failure is not None:
@@ -533,6 +547,9 @@ class SimulatedFleet:
             self._checkpoints[run.trial_id] = (run.fraction_at(self.clock.seconds), run.num_resumes)
         self._drop(run)
         self._send(run, self._failure(run, "preempted", "SIMULATED preemption"))
+        while agent.hand:
+            unbegun = self._new_run(agent, *agent.hand.popleft())
+            self._send(unbegun, self._failure(unbegun, "preempted", "SIMULATED preemption"))
 
     def _take_away(self, agent: _Agent, life: int) -> None:
         if agent.life == life:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator.dispatch import (
+    HAND_SECONDS,
     NUM_BASELINE_CANARIES,
     QUARANTINE_SECONDS,
     RETRIES,
@@ -47,7 +48,8 @@ def success(trial: str) -> TrainingObservation:
 
 @pytest.fixture
 def dispatch() -> Dispatch:
-    return Dispatch(lease_seconds=LEASE)
+    """Nothing is handed ahead."""
+    return Dispatch(lease_seconds=LEASE, max_hand=1)
 
 
 def running(dispatch: Dispatch, *, agent: str = "a", trial: str = "t") -> None:
@@ -459,7 +461,7 @@ def test_an_idle_agent_is_probed_again_when_its_time_has_come(watchful: Dispatch
 def test_a_busy_agent_is_probed_between_two_trials(watchful: Dispatch) -> None:
     join(watchful, "a")
     watchful.canary_measured("a", "gemm", 100, now=0)
-    watchful.enqueue(["t", "the next"])
+    watchful.enqueue({"t": Needs(seconds=60), "the next": Needs(seconds=60)})
     watchful.assign(now=3590)
     assert watchful.tick(now=3620) == []
     assert watchful.reported("a", "t", 1, success("t"), now=3630)[1:] == [Probe("a")]
@@ -529,26 +531,145 @@ def test_one_trial_whose_engine_never_starts_condemns_no_node(dispatch: Dispatch
     assert dispatch.idle == ["a"]
 
 
+SHORT = Needs(seconds=0.3)
+
+
+@pytest.fixture
+def generous() -> Dispatch:
+    """Hands up to three trials to an agent."""
+    return Dispatch(lease_seconds=LEASE, max_hand=3)
+
+
+def with_a_full_hand(dispatch: Dispatch) -> None:
+    """Agent `a` holds t1, at work, and behind it t2 and t3; t4 waits."""
+    dispatch.enqueue(dict.fromkeys(("t1", "t2", "t3", "t4"), SHORT))
+    assert join(dispatch, "a") == [
+        Start("a", "t1", 1),
+        Start("a", "t2", 1, ahead=True),
+        Start("a", "t3", 1, ahead=True),
+    ]
+
+
+def test_short_trainings_are_handed_ahead_up_to_the_most_an_agent_holds(generous: Dispatch) -> None:
+    with_a_full_hand(generous)
+    assert generous.queue == ["t4"]
+    assert generous.reserved_seconds == pytest.approx(0.9)
+    result = success("t1")
+    assert generous.reported("a", "t1", 1, result, now=0.25) == [
+        Accept("t1", 1, result, 0.25, "a"),
+        Start("a", "t4", 1, ahead=True),
+    ]
+
+
+def test_idle_agents_come_before_any_hand(generous: Dispatch) -> None:
+    join(generous, "a")
+    join(generous, "b")
+    generous.enqueue(dict.fromkeys(("t1", "t2", "t3"), SHORT))
+    assert generous.assign(now=1) == [Start("a", "t1", 1), Start("b", "t2", 1), Start("a", "t3", 1, ahead=True)]
+
+
+@pytest.mark.parametrize("longer", [Needs(seconds=HAND_SECONDS + 1), Needs("bench", seconds=0.1)])
+def test_nothing_follows_a_long_training_or_a_benchmark(generous: Dispatch, longer: Needs) -> None:
+    generous.enqueue({"long": longer, "next": SHORT})
+    assert join(generous, "a") == [Start("a", "long", 1)]
+
+
+def test_a_benchmark_is_waited_for_and_not_passed_over(generous: Dispatch) -> None:
+    generous.enqueue({"t1": SHORT, "bench": BENCH_H200, "t2": SHORT})
+    assert join(generous, "a") == [Start("a", "t1", 1)]
+    assert generous.reported("a", "t1", 1, success("t1"), now=1)[1:] == [Start("a", "bench", 1)]
+
+
+def test_what_has_failed_before_is_alone_in_its_agents_hands(generous: Dispatch) -> None:
+    with_a_full_hand(generous)
+    generous.agent_lost("a", "killed", now=1)
+    assert generous.queue == ["t1", "t2", "t3", "t4"]
+    assert join(generous, "b", now=2) == [Start("b", "t1", 2)]
+    assert generous.reported("b", "t1", 2, success("t1"), now=3)[1:] == [Start("b", "t2", 2)]
+
+
+def test_an_agents_time_counts_for_the_trial_at_work_alone(generous: Dispatch) -> None:
+    with_a_full_hand(generous)
+    generous.reported("a", "t1", 1, success("t1"), now=0.5)
+    generous.reported("a", "t2", 1, success("t2"), now=0.75)
+    fails = generous.agent_lost("a", "killed", now=2)
+    assert {fail.trial_id: fail.spent_seconds for fail in fails if isinstance(fail, Fail)} == {"t3": 1.25, "t4": 0}
+    assert generous.spent_seconds == 2
+    assert generous.reserved_seconds == 0
+
+
+def test_a_trial_handed_ahead_waits_without_its_lease_running_out(generous: Dispatch) -> None:
+    with_a_full_hand(generous)
+    generous.reported("a", "t1", 1, progress("t1"), now=50)
+    assert generous.tick(now=100) == []
+    generous.reported("a", "t1", 1, success("t1"), now=105)
+    assert generous.tick(now=105 + LEASE) == []
+    *fails, restart = generous.tick(now=106 + LEASE)
+    ends = [(fail.trial_id, fail.kind, fail.expired) for fail in fails if isinstance(fail, Fail)]
+    assert ends == [("t4", "agent-lost", False), ("t3", "agent-lost", False), ("t2", "agent-lost", True)]
+    assert restart == Restart("a")
+
+
+def test_a_result_that_overtakes_the_one_before_it_counts(generous: Dispatch) -> None:
+    with_a_full_hand(generous)
+    accept = generous.reported("a", "t2", 1, success("t2"), now=1)[0]
+    assert isinstance(accept, Accept)
+    assert accept.spent_seconds == 0
+    accept = generous.reported("a", "t1", 1, success("t1"), now=2)[0]
+    assert isinstance(accept, Accept)
+    assert accept.spent_seconds == 2
+
+
+def test_a_draining_agent_is_handed_nothing_ahead(generous: Dispatch) -> None:
+    with_a_full_hand(generous)
+    generous.agent_draining("a")
+    assert [type(i) for i in generous.reported("a", "t1", 1, success("t1"), now=1)] == [Accept]
+
+
+def test_a_canary_that_is_due_comes_when_the_hand_is_empty(watchful: Dispatch) -> None:
+    join(watchful, "a")
+    watchful.canary_measured("a", "gemm", 100, now=0)
+    watchful.enqueue(dict.fromkeys(("t1", "t2"), SHORT))
+    assert len(watchful.assign(now=1)) == 2
+    watchful.enqueue({"t3": SHORT})
+    assert [type(i) for i in watchful.reported("a", "t1", 1, success("t1"), now=3630)] == [Accept]
+    assert watchful.reported("a", "t2", 1, success("t2"), now=3631)[1:] == [Probe("a")]
+
+
+def test_nothing_is_handed_ahead_beyond_what_is_granted() -> None:
+    dispatch = Dispatch(lease_seconds=LEASE, granted_seconds=0.7)
+    dispatch.enqueue(dict.fromkeys(("t1", "t2", "t3"), SHORT))
+    assert len(join(dispatch, "a")) == 2
+
+
 TRIALS = [f"t{number}" for number in range(6)]
 AGENTS = {"a": "h200", "b": "h200", "c": "a100-80gb", "d": "cpu-generic"}
-NEEDS = [Needs(seconds=30), Needs("bench", ("h200",), 20), Needs("train", ("a100-80gb", "cpu-generic"), 10)]
+NEEDS = [
+    *(Needs(seconds=30), Needs("bench", ("h200",), 20), Needs("train", ("a100-80gb", "cpu-generic"), 10)),
+    *(SHORT, Needs("train", ("h200",), 0.5)),
+]
 GRANTED = 2000.0
 
 
 class Histories(RuleBasedStateMachine):
     """Agents, a network that repeats, drops, delays and reorders, and clocks that jump; the history is checked."""
 
-    @initialize(num=st.integers(1, len(TRIALS)), watchful=st.booleans(), data=st.data())
-    def plan(self, num: int, watchful: bool, data: st.DataObject) -> None:
+    @initialize(
+        num=st.integers(1, len(TRIALS)), watchful=st.booleans(), max_hand=st.sampled_from([1, 3]), data=st.data()
+    )
+    def plan(self, num: int, watchful: bool, max_hand: int, data: st.DataObject) -> None:
         self.dispatch = Dispatch(
-            lease_seconds=LEASE, granted_seconds=GRANTED, canary_every_seconds=600 if watchful else None
+            lease_seconds=LEASE,
+            granted_seconds=GRANTED,
+            canary_every_seconds=600 if watchful else None,
+            max_hand=max_hand,
         )
         self.now = 0.0
         self.needs = {trial: data.draw(st.sampled_from(NEEDS)) for trial in TRIALS[:num]}
         self.facts: list[Fact] = []
         self.holder: dict[str, tuple[str, int]] = {}  # what the instructions say of each trial
         self.ended: set[str] = set()
-        self.working: dict[str, tuple[str, int]] = {}  # what each agent believes it was given
+        self.working: dict[str, list[tuple[str, int]]] = {}  # what each agent believes it was given
         self.probed: set[str] = set()
         self.network: list[tuple[str, str, int, str]] = []
         self.dispatch.enqueue(self.needs)
@@ -556,13 +677,14 @@ class Histories(RuleBasedStateMachine):
     def follow(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             match instruction:
-                case Start(agent, trial, epoch):
+                case Start(agent, trial, epoch, ahead):
                     needs = self.needs[trial]
                     assert needs.hardware is None or AGENTS[agent] in needs.hardware, "the wrong hardware"
                     assert agent not in self.dispatch.quarantined
                     self.facts.append(Leased(trial, epoch, agent, needs.seconds))
                     self.holder[trial] = (agent, epoch)
-                    self.working[agent] = (trial, epoch)
+                    self.working.setdefault(agent, []).append((trial, epoch))
+                    assert not ahead or (needs.phase == "train" and trial not in self.dispatch.failures)
                 case Accept(trial, epoch, _, spent):
                     self.facts.append(Ended(trial, epoch, "succeeded", spent))
                     self.ended.add(trial)
@@ -619,14 +741,14 @@ class Histories(RuleBasedStateMachine):
         self.dispatch.paused = paused
         self.follow(self.dispatch.assign(now=self.now))
 
-    @precondition(lambda self: self.working)
+    @precondition(lambda self: any(self.working.values()))
     @rule(data=st.data(), outcome=st.sampled_from(["progress", "success", *RETRIES]))
     def send(self, data: st.DataObject, outcome: str) -> None:
-        agent = data.draw(st.sampled_from(sorted(self.working)))
-        trial, epoch = self.working[agent]
+        agent = data.draw(st.sampled_from(sorted(agent for agent, hand in self.working.items() if hand)))
+        trial, epoch = self.working[agent][0]
         self.network.append((agent, trial, epoch, outcome))
         if outcome != "progress":
-            del self.working[agent]
+            self.working[agent].pop(0)
 
     @precondition(lambda self: self.network)
     @rule(data=st.data(), fate=st.sampled_from(["deliver", "deliver", "repeat", "drop"]))
@@ -651,7 +773,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_promise_is_kept(self) -> None:
-        verdict = check_history(self.facts, granted_seconds=GRANTED)
+        verdict = check_history(self.facts, granted_seconds=GRANTED, max_hand=self.dispatch.max_hand)
         assert verdict.kept, verdict.sentence()
 
     @invariant()
@@ -672,6 +794,11 @@ class Histories(RuleBasedStateMachine):
         agents = {lease.agent for lease in self.dispatch.leases.values()}
         assert not agents & set(self.dispatch.idle)
         assert not set(self.dispatch.quarantined) & set(self.dispatch.idle)
+
+    @invariant()
+    def of_an_agents_leases_one_is_at_work(self) -> None:
+        at_work = [lease.agent for lease in self.dispatch.leases.values() if lease.started is not None]
+        assert sorted(at_work) == sorted({lease.agent for lease in self.dispatch.leases.values()})
 
     @invariant()
     def what_is_reserved_is_what_the_leases_need(self) -> None:

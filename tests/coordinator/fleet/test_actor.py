@@ -53,7 +53,7 @@ def test_a_trial_ends_in_one_final_message_under_its_epoch(
     make_actor: Callable[[str], AgentActor], bench: BenchAssignment
 ) -> None:
     actor = make_actor("a")
-    actor.start(bench.id, 7, bench.model_dump_json())
+    actor.start([(bench.id, 7, bench.model_dump_json())])
 
     (final,) = [message for message in fetch_until(actor, is_final) if message.is_final]
 
@@ -65,7 +65,7 @@ def test_an_agent_that_must_leave_sends_its_checkpoint_and_another_goes_on_from_
     make_actor: Callable[[str], AgentActor], long_training: TrainAssignment
 ) -> None:
     leaving, taking_over = make_actor("leaving"), make_actor("taking-over")
-    leaving.start(long_training.id, 1, long_training.model_dump_json())
+    leaving.start([(long_training.id, 1, long_training.model_dump_json())])
     fetch_until(leaving, has_trained)
     leaving.preempt("the machine is wanted elsewhere")
     final = fetch_until(leaving, is_final)[-1]
@@ -74,7 +74,7 @@ def test_an_agent_that_must_leave_sends_its_checkpoint_and_another_goes_on_from_
     assert "wanted elsewhere" in failure.message
     assert final.checkpoint is not None
 
-    taking_over.start(long_training.id, 2, long_training.model_dump_json(), final.checkpoint)
+    taking_over.start([(long_training.id, 2, long_training.model_dump_json())], final.checkpoint)
     told = [Progress.model_validate_json(message.item).message for message in fetch_until(taking_over, has_trained)]
     taking_over.preempt("the test is over")
     fetch_until(taking_over, is_final)
@@ -92,7 +92,7 @@ def test_training_starts_afresh_after_an_unusable_checkpoint(
     make_actor: Callable[[str], AgentActor], long_training: TrainAssignment
 ) -> None:
     actor = make_actor("a")
-    actor.start(long_training.id, 1, long_training.model_dump_json(), b"no archive")
+    actor.start([(long_training.id, 1, long_training.model_dump_json())], b"no archive")
 
     assert fetch_until(actor, has_trained)
 

@@ -7,6 +7,7 @@ import pytest
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator.dispatch import (
+    MAX_HAND,
     Accept,
     Dispatch,
     Fail,
@@ -89,7 +90,7 @@ class Player:
                     self._carry_out(self._decide(event))
             except CoordinatorCrash:
                 self._begin_again()
-        return check_history(self.facts)
+        return check_history(self.facts, max_hand=MAX_HAND)
 
     def _decide(self, event: FleetEvent) -> list[Instruction]:
         now = self.fleet.clock.monotonic()
