@@ -8,6 +8,8 @@ so two probes, at the fit's and the target's size, price every run:
 All shapes are scaled alike: a shorter run changes L_opt(N, D), not which shape is better at equal D.
 """
 
+from typing import NamedTuple
+
 from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator.errors import UserError
 from coordinator.study import StudySpec
@@ -35,7 +37,8 @@ class Speed(Value):
     def assignment_seconds(self, assignment: TrainAssignment | BenchAssignment) -> float:
         """Expected seconds of any assignment on one agent."""
         if isinstance(assignment, TrainAssignment):
-            return self.train_seconds(assignment.architecture.num_parameters, assignment.recipe.num_tokens)
+            own_tokens = assignment.recipe.num_tokens - assignment.trunk_tokens
+            return self.train_seconds(assignment.architecture.num_parameters, own_tokens)
         return assignment.num_repeats * (ENGINE_START_SECONDS + 2 * assignment.min_window_seconds)
 
 
@@ -54,14 +57,51 @@ def speed_from_probes(small: tuple[float, list[float]], large: tuple[float, list
     )
 
 
+class FirstRun(NamedTuple):
+    """A run that a study asks for before anything is proposed; a branch trains only its decay."""
+
+    num_parameters: float
+    tokens_per_parameter: float
+    is_branch: bool
+
+    def seconds(self, study: StudySpec, speed: Speed) -> float:
+        """Agent-seconds at the full number of tokens."""
+        own_share = study.training.decay_fraction if self.is_branch else 1.0
+        return speed.train_seconds(self.num_parameters, own_share * self.num_parameters * self.tokens_per_parameter)
+
+
+def first_runs(study: StudySpec) -> list[FirstRun]:
+    """The runs of the first round, and those that branch off them.
+
+    Every entry of a study takes the first shapes of the same spread: at a size with trunks the k-th shape is trained
+    once on the longest D that some entry asks for, and branches off to the others.
+    """
+    fit = study.fit
+    cells = [(c.num_parameters, ratio, c.num_shapes) for c in study.reference for ratio in c.all_ratios]
+    cells.append((fit.num_parameters, fit.tokens_per_parameter, fit.num_space_shapes))
+    runs = [FirstRun(fit.num_parameters, fit.tokens_per_parameter, False)] * fit.num_centre_replicates
+    for N in sorted({N for N, _, _ in cells}):
+        here = [(ratio, num_shapes) for size, ratio, num_shapes in cells if size == N]
+        if N not in study.trunk_sizes:
+            runs += [FirstRun(N, ratio, False) for ratio, num_shapes in here for _ in range(num_shapes)]
+            continue
+        for shape in range(max(num_shapes for _, num_shapes in here)):
+            longest, *shorter = sorted({ratio for ratio, num_shapes in here if num_shapes > shape}, reverse=True)
+            runs += [FirstRun(N, longest, False), *(FirstRun(N, ratio, True) for ratio in shorter)]
+    return runs
+
+
 def planned_train_seconds(study: StudySpec, speed: Speed) -> float:
     """Agent-seconds of all training runs at the full number of tokens."""
     fit, target = study.fit, study.target
-    runs = [(cell.num_parameters, cell.tokens_per_parameter, cell.num_shapes) for cell in study.reference]
-    num_fit_runs = fit.num_space_shapes + fit.num_centre_replicates + fit.num_rounds * fit.num_runs_per_round
-    runs.append((fit.num_parameters, fit.tokens_per_parameter, num_fit_runs))
-    runs.append((target.num_parameters, target.tokens_per_parameter, num_validation_runs(study)))
-    return sum(count * speed.train_seconds(size, size * ratio) for size, ratio, count in runs)
+    proposed = fit.num_rounds * fit.num_runs_per_round
+    later = [
+        (proposed, fit.num_parameters, fit.tokens_per_parameter),
+        (num_validation_runs(study), target.num_parameters, target.tokens_per_parameter),
+    ]
+    return sum(run.seconds(study, speed) for run in first_runs(study)) + sum(
+        count * speed.train_seconds(N, N * ratio) for count, N, ratio in later
+    )
 
 
 def num_validation_runs(study: StudySpec) -> int:

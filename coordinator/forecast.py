@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from agent.assignment import TrainAssignment
-from coordinator.budget import Speed, bench_seconds, num_benchmarks, num_validation_runs
+from coordinator.budget import FirstRun, Speed, bench_seconds, first_runs, num_benchmarks, num_validation_runs
 from coordinator.choice import num_first_served
 from coordinator.plan import PlannedTrial
 from coordinator.store import TrialRow
@@ -31,7 +31,7 @@ def describe(planned: PlannedTrial) -> str:
 
 def expected_trials(study: StudySpec, trials: Sequence[TrialRow]) -> int:
     """How many trials the study will have had, those not planned yet included."""
-    return len(trials) + sum(_future_counts(study, trials))
+    return len(trials) + sum(_future_counts(study, trials)) + len(_future_branches(study, trials))
 
 
 def seconds_left(study: StudySpec, trials: Sequence[TrialRow], speed: Speed, scale: float) -> float:
@@ -40,6 +40,7 @@ def seconds_left(study: StudySpec, trials: Sequence[TrialRow], speed: Speed, sca
     known = sum(speed.assignment_seconds(t.planned.assignment) * (1 - t.done_fraction) for t in open_trials)
     num_fit, num_bench, num_validation = _future_counts(study, trials)
     future = num_fit * fit_run_seconds(study, speed, scale) + num_validation * target_run_seconds(study, speed, scale)
+    future += scale * sum(run.seconds(study, speed) for run in _future_branches(study, trials))
     return slowdown(trials, speed) * (known + future + num_bench * bench_seconds(study)) / speed.num_agents
 
 
@@ -75,6 +76,13 @@ def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, i
     verdict = study.num_answers * study.target.num_validation_seeds
     check = 0 if "check" in by_stage else num_validation_runs(study) - verdict
     return rounds, benches, 0 if "verdict" in by_stage else check + verdict
+
+
+def _future_branches(study: StudySpec, trials: Sequence[TrialRow]) -> list[FirstRun]:
+    """Branches of the first round's trunks, until they are planned or, without them, the stage after."""
+    if not study.trunk_sizes or {t.stage for t in trials} & {"branches", "round-1", "serving"}:
+        return []
+    return [run for run in first_runs(study) if run.is_branch]
 
 
 def _future_benches(study: StudySpec, by_stage: Mapping[str, int]) -> int:

@@ -45,6 +45,7 @@ FIT_OUTCOMES = ("ok", "not_converged", UNKNOWN)
 STRATEGIES = ("explore", "refine", "benchmark", "check", "verdict", UNKNOWN)
 STRATEGY_OF_STAGE = {
     "first-round": "explore",
+    "branches": "explore",
     "round": "refine",
     "serving": "benchmark",
     "serving-best": "benchmark",

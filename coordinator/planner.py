@@ -1,6 +1,8 @@
 """Planner: the store and the study in, the next plan out. Decides what is worth running; pure given its state.
 
 first-round   the space, replicates of the centre, the reference cells          at the start
+branches      runs of other D that branch off those of the first round          when their trunks are trained, if the
+                                                                                study shares trunks
 round-1 ...   proposed from the fit, counting what still runs as observed       when agents would run dry
 serving       the baseline and Pareto candidates, on the real engine            when all losses are in
 check         the baseline and a predicted-worse shape at the held-out size     beside serving
@@ -34,14 +36,15 @@ from coordinator.choice import (
 )
 from coordinator.forecast import fit_run_seconds, seconds_left, slowdown
 from coordinator.plan import Plan, PlannedTrial, Role
+from coordinator.recipe import Cell, recipe_of, step_law_note
 from coordinator.shapes import baseline_at, candidates_at, centre_index, spread
 from coordinator.store import StoreReader, TrialRow
 from coordinator.study import StudySpec
+from coordinator.trunks import Shared, share_trunks
 from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.observations import Observation
 from scaling.propose import propose
-from scaling.recipes import TrainingRecipe
 from scaling.space import Candidates
 
 
@@ -108,10 +111,13 @@ def next_plan(state: StudyState) -> Plan | None:
         return None
     rounds = [f"round-{number}" for number in range(1, state.study.fit.num_rounds + 1)]
     best = ["serving-best"] if state.study.serving.num_candidates + 1 > num_first_served(state.study) else []
-    stages = ["first-round", *rounds, "serving", "check", *best, "verdict"]
+    branches = ["branches"] if state.study.trunk_sizes else []
+    stages = ["first-round", *branches, *rounds, "serving", "check", *best, "verdict"]
     due = next(stage for stage in stages if stage not in state.stages)
     if due == "first-round":
         return _first_round(state)
+    if due == "branches":
+        return _branches(state) if _trunks_are_trained(state) else None
     if due in rounds:
         return _proposed_round(state, due) if len(state.unfinished("train")) < state.speed.num_agents else None
     if due == "serving":
@@ -132,42 +138,66 @@ def is_finished(state: StudyState) -> bool:
 
 
 def _first_round(state: StudyState) -> Plan:
+    # Long runs first: the agents end the stage closer together, and trunks are there when branches are planned.
+    first = sorted(_first_runs(state).first, key=lambda trial: -state.speed.assignment_seconds(trial.assignment))
+    scaled = f"Every D is {state.token_scale:.0%} of the study's, to keep its budget." if state.token_scale != 1 else ""
+    notes = (scaled, step_law_note(state.study, token_scale=state.token_scale))
+    return Plan(stage="first-round", trials=tuple(first), notes=tuple(note for note in notes if note))
+
+
+def _first_runs(state: StudyState) -> Shared:
+    """What the study asks for before anything is proposed, and which of it branches off the rest."""
     study, fit = state.study, state.study.fit
+    cell = _fit_cell(study)
     candidates = candidates_at(study, fit.num_parameters)
-    tokens = fit.num_parameters * fit.tokens_per_parameter
     trials = [
-        _space_trial(state, candidates, tokens, index, reason, "space")
+        _train(state, candidates.architecture(index), cell, "space", reason)
         for index, reason in spread(candidates, fit.num_space_shapes)
     ]
     centre = candidates.architecture(centre_index(candidates))
     trials += [
-        _train(state, centre, tokens, "replicate", f"seed {seed} of the centre: what the noise is", seed=seed)
+        _train(state, centre, cell, "replicate", f"seed {seed} of the centre: what the noise is", seed=seed)
         for seed in range(1, fit.num_centre_replicates + 1)
     ]
-    for cell in study.reference:
-        at = candidates_at(study, cell.num_parameters)
-        tokens = cell.num_parameters * cell.tokens_per_parameter
-        trials += [_space_trial(state, at, tokens, i, reason, "reference") for i, reason in spread(at, cell.num_shapes)]
-    # Long runs first: the agents end the stage closer together.
-    trials.sort(key=lambda trial: -state.speed.assignment_seconds(trial.assignment))
-    notes = (
-        () if state.token_scale == 1 else (f"Every D is {state.token_scale:.0%} of the study's, to keep its budget.",)
-    )
-    return Plan(stage="first-round", trials=tuple(trials), notes=notes)
+    for entry in study.reference:
+        at = candidates_at(study, entry.num_parameters)
+        shapes = [(at.architecture(index), reason) for index, reason in spread(at, entry.num_shapes)]
+        trials += [
+            _train(state, shape, Cell(entry.num_parameters, ratio), "reference", reason)
+            for ratio in entry.all_ratios
+            for shape, reason in shapes
+        ]
+    return share_trunks(trials)
 
 
-def _space_trial(
-    state: StudyState, candidates: Candidates, tokens: float, index: int, reason: str, role: Role
-) -> PlannedTrial:
-    return _train(state, candidates.architecture(index), tokens, role, reason)
+def _trunks_are_trained(state: StudyState) -> bool:
+    """Or the agents would run dry: then most of the trunks have left behind what their branches begin with."""
+    unfinished = state.unfinished("train")
+    return len(unfinished) < state.speed.num_agents or not any(_branch_tokens(trial) for trial in unfinished)
+
+
+def _branch_tokens(trial: TrialRow) -> tuple[int, ...]:
+    assignment = trial.planned.assignment
+    return assignment.branch_tokens if isinstance(assignment, TrainAssignment) else ()
+
+
+def _branches(state: StudyState) -> Plan:
+    """The branches whose trunks have not failed: what diverged on the way gives nothing to branch off."""
+    failed = {trial.trial_id for trial in state.trials if trial.state == "failed"}
+    wanted = _first_runs(state).branches
+    trials = tuple(branch.trial for branch in wanted if branch.trunk not in failed)
+    left_out = len(wanted) - len(trials)
+    notes = (f"{left_out} branches are left out: their trunks failed.",) if left_out else ()
+    return Plan(stage="branches", trials=trials, notes=notes)
 
 
 def _proposed_round(state: StudyState, stage: str) -> Plan:
     fit = state.study.fit
+    cell = _fit_cell(state.study)
     candidates = candidates_at(state.study, fit.num_parameters)
-    tokens = fit.num_parameters * fit.tokens_per_parameter
     law_fit = None if state.analysis is None else state.analysis.law_fit
-    at_size = [t for t in state.trials if _is_fit_run(t, state, tokens)]
+    num_tokens = _fit_tokens(state)
+    at_size = [t for t in state.trials if _is_fit_run(t, state, num_tokens)]
     done = [t for t in at_size if t.state not in ("queued", "running")]
     running = [t for t in at_size if t.state in ("queued", "running")]
     num_affordable = _affordable_runs(state)
@@ -177,13 +207,13 @@ def _proposed_round(state: StudyState, stage: str) -> Plan:
         existing=_indices(candidates, done),
         pending=_indices(candidates, running),
         num=num_affordable,
-        seconds_per_run=_seconds_per_run(state, candidates, tokens),
+        seconds_per_run=_seconds_per_run(state, candidates),
     )
     trials = tuple(
         _train(
             state,
             candidates.architecture(p.index),
-            tokens,
+            cell,
             "proposed",
             p.reason,
             seed=p.num_replicate,  # one more than the seeds this shape has had
@@ -215,12 +245,12 @@ def _slower(state: StudyState) -> str:
     )
 
 
-def _is_fit_run(trial: TrialRow, state: StudyState, tokens: float) -> bool:
+def _is_fit_run(trial: TrialRow, state: StudyState, num_tokens: int) -> bool:
     assignment = trial.planned.assignment
     return (
         isinstance(assignment, TrainAssignment)
         and same_size(assignment.architecture.num_parameters, state.study.fit.num_parameters)
-        and assignment.recipe.num_tokens == _scaled(tokens, state)
+        and assignment.recipe.num_tokens == num_tokens
     )
 
 
@@ -229,7 +259,7 @@ def _indices(candidates: Candidates, trials: Iterable[TrialRow]) -> list[int]:
     return [index for index in found if index is not None]
 
 
-def _seconds_per_run(state: StudyState, candidates: Candidates, tokens: float) -> Floats:
+def _seconds_per_run(state: StudyState, candidates: Candidates) -> Floats:
     """Cost of a run of each candidate: tokens by speed, corrected by how speeds measured so far follow the FLOPs."""
     flops = np.array(
         [
@@ -237,7 +267,7 @@ def _seconds_per_run(state: StudyState, candidates: Candidates, tokens: float) -
             for i in range(len(candidates))
         ]
     )
-    base = state.speed.train_seconds(state.study.fit.num_parameters, _scaled(tokens, state))
+    base = state.speed.train_seconds(state.study.fit.num_parameters, _fit_tokens(state))
     return np.asarray(base * flops / flops.mean(), dtype=float)
 
 
@@ -294,12 +324,12 @@ def _serving_best(state: StudyState) -> Plan:
 
 def _check(state: StudyState) -> Plan:
     target = state.study.target
-    tokens = target.num_parameters * target.tokens_per_parameter
+    cell = _target_cell(state.study)
     seeds = range(target.num_validation_seeds if state.overrun_seconds <= 0 else 1)
     reason = f"the baseline, {target.baseline}'s ratios, at the target"
-    trials = [_train(state, baseline_at(state.study), tokens, "validation", reason, seed=seed) for seed in seeds]
+    trials = [_train(state, baseline_at(state.study), cell, "validation", reason, seed=seed) for seed in seeds]
     if (worse := _worse_shape(state)) is not None:
-        trials.append(_train(state, worse, tokens, "validation", "a shape predicted to be worse, at the target"))
+        trials.append(_train(state, worse, cell, "validation", "a shape predicted to be worse, at the target"))
     notes = () if len(seeds) == target.num_validation_seeds else (f"One seed a shape at the target: {_slower(state)}",)
     return Plan(stage="check", trials=tuple(trials), notes=notes)
 
@@ -318,13 +348,12 @@ def _worse_shape(state: StudyState) -> Architecture | None:
 
 
 def _verdict(state: StudyState) -> Plan:
-    target = state.study.target
-    tokens = target.num_parameters * target.tokens_per_parameter
+    cell = _target_cell(state.study)
     choices = choices_of(state)
     if not choices:
         return Plan(stage="verdict", trials=(), notes=("Nothing can be recommended: no law was fitted.",))
     trials = [
-        _train(state, shape, tokens, "validation", "a recommended shape at the target", seed=seed)
+        _train(state, shape, cell, "validation", "a recommended shape at the target", seed=seed)
         for shape in dict.fromkeys(choice.recommended for choice in choices)
         for seed in range(_num_baseline_runs(state))
     ]
@@ -357,12 +386,11 @@ def choices_of(state: StudyState) -> tuple[Choice, ...]:
 
 
 def _train(
-    state: StudyState, architecture: Architecture, tokens: float, role: Role, reason: str, *, seed: int = 0
+    state: StudyState, architecture: Architecture, cell: Cell, role: Role, reason: str, *, seed: int = 0
 ) -> PlannedTrial:
-    recipe = TrainingRecipe(num_tokens=_scaled(tokens, state), seed=seed, **dict(state.study.training))
     assignment = TrainAssignment(
         architecture=architecture,
-        recipe=recipe,
+        recipe=recipe_of(state.study, cell, token_scale=state.token_scale, seed=seed),
         corpus_id=state.corpus_id,
         num_eval_windows=state.study.corpus.num_eval_windows,
         checkpoint_every_seconds=state.study.budget.checkpoint_every_seconds,
@@ -370,10 +398,17 @@ def _train(
     return PlannedTrial(role=role, reason=reason, assignment=assignment)
 
 
-def _scaled(tokens: float, state: StudyState) -> int:
-    """Tokens after scaling, in whole batches: the same for every shape of a cell."""
-    batch = state.study.training.batch_tokens
-    return max(1, round(tokens * state.token_scale / batch)) * batch
+def _fit_cell(study: StudySpec) -> Cell:
+    return Cell(study.fit.num_parameters, study.fit.tokens_per_parameter)
+
+
+def _target_cell(study: StudySpec) -> Cell:
+    return Cell(study.target.num_parameters, study.target.tokens_per_parameter)
+
+
+def _fit_tokens(state: StudyState) -> int:
+    """Tokens of the fit's runs after scaling, the same for every shape."""
+    return recipe_of(state.study, _fit_cell(state.study), token_scale=state.token_scale).num_tokens
 
 
 def _bench(state: StudyState, wanted: Iterable[Reasoned]) -> tuple[PlannedTrial, ...]:

@@ -8,14 +8,16 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -27,6 +29,25 @@ from hwprofiles.value import Value
 from scaling.recipes import FanIns, ServingRecipe, Workload
 
 MAX_STUDY_BYTES = 1_000_000
+
+
+def _or_word(kind: str, word: str) -> Discriminator:
+    """Reads a union of `kind` and one word. Its tags are what a mistake is told with."""
+    return Discriminator(lambda given: f'{kind} or "{word}"' if isinstance(given, str) else kind)
+
+
+Rate = Annotated[
+    Annotated[PositiveFloat, Tag("a number")] | Annotated[Literal["step-law"], Tag('a number or "step-law"')],
+    _or_word("a number", "step-law"),
+]
+BatchTokens = Annotated[
+    Annotated[PositiveInt, Tag("a whole number")] | Annotated[Literal["step-law"], Tag('a whole number or "step-law"')],
+    _or_word("a whole number", "step-law"),
+]
+BaseFanIns = Annotated[
+    Annotated[FanIns, Tag("a table of fan-ins")] | Annotated[Literal["centre"], Tag('a table of fan-ins or "centre"')],
+    _or_word("a table of fan-ins", "centre"),
+]
 
 
 class CorpusSpec(Value):
@@ -55,27 +76,63 @@ class SpaceSpec(Value):
 
 
 class TrainingSpec(Value):
-    """The recipe that all runs share; see scaling.recipes.TrainingRecipe for the meaning of each field."""
+    """The recipe that all runs share; see scaling.recipes.TrainingRecipe for the meaning of each field.
+
+    In place of a number, `base_learning_rate` and `batch_tokens` may be "step-law": they then follow each size's N and
+    D (scaling/step_law.py). `base_fan_ins` may be "centre": those of the centre shape of each size, which are the
+    default beside a rate by the step law.
+    """
 
     sequence_length: PositiveInt = 128
-    batch_tokens: PositiveInt = 512
-    base_learning_rate: PositiveFloat = 0.008
-    base_fan_ins: FanIns = FanIns(hidden=64, attention=64, mlp=196)
+    batch_tokens: BatchTokens = 512
+    base_learning_rate: Rate = 0.008
+    base_fan_ins: BaseFanIns = FanIns(hidden=64, attention=64, mlp=196)
     warmup_fraction: float = Field(0.02, ge=0, lt=1)
+    """Of D; at a size whose runs share trunks, of the D that the fit's ratio gives there."""
+    warmup_tokens: PositiveInt | None = None
+    """The length of every warm-up instead, whatever N and D, scaled to the budget as D is; runs that differ in D alone
+    then share trunks."""
     decay_fraction: float = Field(0.3, gt=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     order_seed: NonNegativeInt = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _step_law_is_for_the_centre(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("base_learning_rate") == "step-law":
+            return {"base_fan_ins": "centre", **given}
+        return given
+
 
 class ReferenceSpec(Value):
-    """One cell beside the fit's own: the centre shape at this size and data ratio, for L_opt(N, D).
+    """Cells beside the fit's own: the centre shape at this size and these data ratios, for L_opt(N, D).
 
     With several shapes, x* and r* are fitted at this size too, and compared with those of the fit's size.
+
+    `ratios` are several D for little more than the price of the longest: it is trained first, and each other D branches
+    off where its decay begins. Runs of the fit at this size, and of other entries with `ratios`, share these trunks.
+    `tokens_per_parameter` is one D, trained from scratch.
     """
 
     num_parameters: PositiveFloat
-    tokens_per_parameter: PositiveFloat
+    tokens_per_parameter: PositiveFloat | None = None
+    ratios: tuple[PositiveFloat, ...] = ()
     num_shapes: PositiveInt = 1
+
+    @property
+    def all_ratios(self) -> tuple[float, ...]:
+        """Every D of this entry, in tokens per parameter."""
+        return self.ratios or (self.tokens_per_parameter or 0.0,)
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        if (self.tokens_per_parameter is None) == (not self.ratios):
+            raise ValueError(
+                "give either tokens_per_parameter = 10 (one D) or ratios = [5, 10, 20] (several D on one trunk)"
+            )
+        if len(set(self.ratios)) < len(self.ratios):
+            raise ValueError(f"ratios {list(self.ratios)} name one twice; name each once")
+        return self
 
 
 class FitSpec(Value):
@@ -182,6 +239,39 @@ class StudySpec(Value):
         """How many kinds of hardware get an answer of their own."""
         return max(1, len(self.serving.hardware))
 
+    @property
+    def trunk_sizes(self) -> frozenset[float]:
+        """Sizes at which the runs of several D share trunks."""
+        asked = {c.num_parameters for c in self.reference if c.ratios or self.training.warmup_tokens is not None}
+        return frozenset(size for size in asked if len(self.ratios_at(size)) > 1)
+
+    def ratios_at(self, num_parameters: float) -> tuple[float, ...]:
+        """Data ratios of all proxies of one size, the fit's included, in rising order."""
+        ratios = {ratio for c in self.reference if c.num_parameters == num_parameters for ratio in c.all_ratios}
+        if self.fit.num_parameters == num_parameters:
+            ratios.add(self.fit.tokens_per_parameter)
+        return tuple(sorted(ratios))
+
+    @model_validator(mode="after")
+    def _warm_ups_end_before_the_decays(self) -> Self:
+        training, target = self.training, self.target
+        if self.trunk_sizes and training.decay_fraction == 1:
+            raise ValueError(
+                "reference.ratios need a stable part to branch off: training.decay_fraction must be below 1"
+            )
+        if training.warmup_tokens is not None:
+            sizes = {self.fit.num_parameters, *(cell.num_parameters for cell in self.reference)}
+            tokens = [size * min(self.ratios_at(size)) for size in sizes]
+            tokens.append(target.num_parameters * target.tokens_per_parameter)
+            stable = (1 - training.decay_fraction) * min(tokens)
+            if training.warmup_tokens > stable:
+                raise ValueError(
+                    f"training.warmup_tokens ({training.warmup_tokens:,}) reach into the decay of the shortest run, "
+                    f"which begins after {stable:,.0f} of its {min(tokens):,.0f} tokens: give less, or a "
+                    "warmup_fraction"
+                )
+        return self
+
     @model_validator(mode="after")
     def _hardware_is_named_once(self) -> Self:
         if self.serving.hardware and self.budget.bench_hardware:
@@ -194,7 +284,7 @@ class StudySpec(Value):
     @model_validator(mode="after")
     def _batches_hold_whole_sequences(self) -> Self:
         training = self.training
-        if training.batch_tokens % training.sequence_length:
+        if training.batch_tokens != "step-law" and training.batch_tokens % training.sequence_length:
             raise ValueError(
                 f"training.batch_tokens ({training.batch_tokens}) must be a multiple of "
                 f"training.sequence_length ({training.sequence_length})"
@@ -262,8 +352,11 @@ _HINT = "Correct the file and run the same command again; a working example is t
 
 
 def _sentence(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "the study"
+    names = [str(part) for part in problem["loc"] if not _is_tag(part)]
+    place = ".".join(names) or "the study"
     match problem["type"]:
+        case "literal_error" if _is_tag(problem["loc"][-1]):
+            return f"  {place}: expected {problem['loc'][-1]}; given {problem['input']!r:.80}"
         case "extra_forbidden":
             return f"  {place}: unknown key (misspelt?); given {problem['input']!r:.80}{_did_you_mean(problem['loc'])}"
         case "missing":
@@ -275,6 +368,11 @@ def _sentence(problem: Any) -> str:
             return f"  {place}: expected a list in square brackets; given {problem['input']!r:.80}"
         case _:
             return f"  {place}: {problem['msg']}; given {problem['input']!r:.80}"
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of a place is not a key but the kind of value that was read there; see `_or_word`."""
+    return str(part).startswith("a ")
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:

@@ -78,7 +78,8 @@ class SimulatedWorld:
         """How long an assignment takes on a healthy agent of this hardware."""
         if isinstance(assignment, TrainAssignment):
             recipe = assignment.recipe
-            return recipe.num_tokens * self.seconds_per_token(assignment.architecture, recipe.batch_tokens, hardware)
+            own_tokens = recipe.num_tokens - assignment.trunk_tokens
+            return own_tokens * self.seconds_per_token(assignment.architecture, recipe.batch_tokens, hardware)
         return assignment.num_repeats * (ENGINE_START_SECONDS + assignment.min_window_seconds)
 
     def seconds_per_token(self, architecture: Architecture, batch_tokens: int, hardware: str) -> float:

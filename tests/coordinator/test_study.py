@@ -256,3 +256,64 @@ def test_more_accelerator_hours_and_other_words_are_the_same_study() -> None:
     budget = study.budget.model_copy(update={"accelerator_hours": 99.0})
 
     assert changed_keys(study, study.model_copy(update={"description": "more", "budget": budget})) == []
+
+
+def test_words_of_the_step_law_are_read(table) -> None:
+    table["training"] |= {"base_learning_rate": "step-law", "batch_tokens": "step-law"}
+    training = parse_study(table, source="given").training
+    assert (training.base_learning_rate, training.batch_tokens, training.base_fan_ins) == (
+        "step-law",
+        "step-law",
+        "centre",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "told"),
+    [
+        ("base_learning_rate", "fast", "training.base_learning_rate: expected a number or \"step-law\"; given 'fast'"),
+        ("base_learning_rate", -1, "training.base_learning_rate: Input should be greater than 0; given -1"),
+        ("batch_tokens", "big", "training.batch_tokens: expected a whole number or \"step-law\"; given 'big'"),
+        ("base_fan_ins", "edge", "training.base_fan_ins: expected a table of fan-ins or \"centre\"; given 'edge'"),
+    ],
+)
+def test_a_number_or_a_word_is_asked_for_in_one_sentence(table, key: str, given: object, told: str) -> None:
+    table["training"][key] = given
+    message = refusal(table)
+    assert told in message
+    assert message.count(f"training.{key}") == 1
+
+
+def test_an_entry_of_the_reference_has_one_ratio_or_several(table) -> None:
+    table["reference"] = [{"num_parameters": 25e3, "ratios": [1, 2], "tokens_per_parameter": 4}]
+    assert "give either tokens_per_parameter = 10 (one D) or ratios = [5, 10, 20]" in refusal(table)
+    table["reference"] = [{"num_parameters": 25e3}]
+    assert "give either tokens_per_parameter" in refusal(table)
+    table["reference"] = [{"num_parameters": 25e3, "ratios": [1, 2, 1]}]
+    assert "name one twice" in refusal(table)
+
+
+def test_sizes_share_trunks_where_ratios_or_a_warm_up_in_tokens_ask_for_it(table) -> None:
+    table["reference"] = [
+        {"num_parameters": 25e3, "ratios": [2]},  # beside the fit's ratio 4
+        {"num_parameters": 35e3, "ratios": [2]},  # alone
+        {"num_parameters": 80e3, "tokens_per_parameter": 2},
+        {"num_parameters": 80e3, "tokens_per_parameter": 4},
+    ]
+    study = parse_study(table, source="given")
+    assert study.trunk_sizes == {25e3}
+    assert study.ratios_at(25e3) == (2, 4)
+    table["training"]["warmup_tokens"] = 5_120
+    assert parse_study(table, source="given").trunk_sizes == {25e3, 80e3}
+
+
+def test_a_warm_up_that_reaches_into_a_decay_is_refused(table) -> None:
+    table["training"]["warmup_tokens"] = 50_000
+    message = refusal(table)
+    assert "begins after 35,000 of its 50,000 tokens: give less, or a warmup_fraction" in message
+
+
+def test_trunks_need_a_stable_part(table) -> None:
+    table["reference"] = [{"num_parameters": 35e3, "ratios": [2, 4]}]
+    table["training"]["decay_fraction"] = 1.0
+    assert "training.decay_fraction must be below 1" in refusal(table)
