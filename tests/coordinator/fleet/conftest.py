@@ -176,18 +176,22 @@ def make_training(long_training: TrainAssignment) -> Callable[..., TrainAssignme
 
 
 class GivenTrials(StudyPlanner):
-    """Plans nothing: the trials are in the store. Finished when they have ended and nobody listens for more."""
+    """Plans what it is given. Finished when that has ended and nobody listens for more."""
 
-    listening = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.listening = False
+        self.given: list[Plan] = []
+        self.is_ready: Callable[[], bool] = lambda: True
 
     def due(self, tally: Tally) -> bool:
         return not any(tally.unfinished.values())
 
     def next_plan(self, state: object) -> Plan | None:
-        return None
+        return self.given.pop() if self.given and self.is_ready() else None
 
     def is_finished(self, state: object) -> bool:
-        return not self.listening
+        return not (self.listening or self.given)
 
     def fit(self, study: object, observations: object) -> None:
         pass
@@ -220,12 +224,14 @@ class GivenRun:
     def update(self, snapshot: Snapshot) -> None:
         pass
 
-    def begin(self, assignments: Sequence[TrainAssignment | BenchAssignment]) -> None:
+    def begin(self, assignments: Sequence[TrainAssignment | BenchAssignment], *, num_agents: int = 1) -> None:
+        """Begin with these trials, planned when so many agents are there."""
         speed = Speed(seconds_per_token=0, seconds_per_token_parameter=0, num_agents=2)
         self.store.set_meta("speed", speed.model_dump_json())
         self.store.set_meta("token_scale", "1.0")
         trials = tuple(PlannedTrial(role="space", reason="a test", assignment=one) for one in assignments)
-        self.store.add_plan(Plan(stage="given", trials=trials), now_unix=0.0)
+        self.planner.given = [Plan(stage="given", trials=trials)]
+        self.planner.is_ready = lambda: sum(row.state == "idle" for row in self.store.agents()) >= num_agents
         self.coordinator.begin()
 
     def until(self, condition: Callable[[], Any], *, max_seconds: float = 240.0) -> None:
@@ -240,7 +246,7 @@ class GivenRun:
 
     def finish(self) -> Verdict:
         """Turn to the end; what the history says."""
-        self.until(lambda: {row.state for row in self.store.trials()} <= {"succeeded", "failed"})
+        self.until(lambda: (found := {row.state for row in self.store.trials()}) and found <= {"succeeded", "failed"})
         return check_history(history_of(self.store))
 
     def attempts_of(self, trial_id: str) -> list[AttemptRow]:
@@ -252,8 +258,10 @@ class GivenRun:
 
     def is_training(self, trial_id: str, *, epoch: int = 1, least_done: float = 0.0) -> bool:
         """Whether a trial is on its way under this epoch."""
-        row = next(row for row in self.store.trials() if row.trial_id == trial_id)
-        return (row.state, row.epoch) == ("running", epoch) and row.done_fraction > least_done
+        return any(
+            (row.trial_id, row.state, row.epoch) == (trial_id, "running", epoch) and row.done_fraction > least_done
+            for row in self.store.trials()
+        )
 
 
 @pytest.fixture
