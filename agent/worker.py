@@ -4,6 +4,7 @@ It knows neither Ray nor the coordinator; a fleet wraps it. Importing this modul
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -14,6 +15,10 @@ from agent.device import make_provenance
 from agent.failures import failure_from
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
+
+CHECKPOINTS_VARIABLE = "ARCHFLEET_CHECKPOINTS"
+"""A directory or a URL of fsspec's (s3://, gs://) where checkpoints lie instead of in the work directory: on storage
+that all agents see, a training goes on at another machine though its own has died without a word."""
 
 
 class Worker:
@@ -61,8 +66,9 @@ class Worker:
         """Drop the checkpoint of an assignment whose observation is safe."""
         if isinstance(assignment, TrainAssignment):
             from agent.training.checkpoint import discard_checkpoint
+            from agent.training.folder import below, open_folder
 
-            discard_checkpoint(self._checkpoints / assignment.id)
+            discard_checkpoint(open_folder(below(self._checkpoints, assignment.id)))
 
     def probe(self, architecture: Architecture, seconds: float = 3.0) -> float:
         """Training speed of this machine at a shape, in tokens per second of wall time."""
@@ -71,7 +77,10 @@ class Worker:
         return measure_tokens_per_second(architecture, seconds, clock=self._clock)
 
     @property
-    def _checkpoints(self) -> Path:
+    def _checkpoints(self) -> Path | str:
+        elsewhere = os.environ.get(CHECKPOINTS_VARIABLE)
+        if elsewhere:
+            return elsewhere if "://" in elsewhere else Path(elsewhere)
         return self._work_directory / "checkpoints"
 
     def _dispatch(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:

@@ -85,10 +85,10 @@ def compile_layers(
     options: dict[str, str | int | bool | Callable[..., Any]] | None = (
         {"compile_threads": 1} if device == "cpu" else None
     )
-    loss.layers = tuple(torch.compile(layer, dynamic=False, options=options) for layer in loss.layers)
-    if device != "cpu":
-        loss.chunk_gradients = torch.compile(loss.chunk_gradients, dynamic=False)
     try:
+        loss.layers = tuple(torch.compile(layer, dynamic=False, options=options) for layer in loss.layers)
+        if device != "cpu":
+            loss.chunk_gradients = torch.compile(loss.chunk_gradients, dynamic=False)
         loss(inputs_BT, inputs_BT).backward()
     except Exception as error:  # whatever a compiler fails with: a run needs none
         loss.layers, loss.chunk_gradients = plain

@@ -29,7 +29,9 @@ def measure_tokens_per_second(
     assignment = TrainAssignment(architecture=architecture, recipe=recipe, corpus_id="synthetic")
     # The probe never saves: the directory is only named, never made.
     directory = Path(tempfile.gettempdir()) / "archfleet-probe-never-written"
-    trainer = Trainer(assignment, stream, device="cuda" if torch.cuda.is_available() else "cpu", directory=directory)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trainer = Trainer(assignment, stream, device=device, directory=directory)
+    trainer.compile("auto" if device == "cuda" else "off")  # on a CPU it would take longer than the probe
     for _ in range(_WARMUP_STEPS):
         trainer.step()
     trainer.point()  # waits for the device
@@ -38,4 +40,5 @@ def measure_tokens_per_second(
         trainer.step()
         num_steps += 1
     trainer.point()
+    trainer.close()
     return num_steps * recipe.batch_tokens / (clock() - started)
