@@ -4,11 +4,13 @@ Data order and filtering belong to `TrainingRecipe`; precision and decoding to `
 (quantisation, fine-tuning, data recipes, parallel decoding) will become fields here.
 """
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hwprofiles.value import Value
+from scaling.architecture import Architecture
 
 EngineName = Literal["transformers", "vllm", "sglang", "fake"]
 
@@ -28,8 +30,8 @@ class FanIns(Value):
 class TrainingRecipe(Value):
     """One training run: warm-up, stable, decay; AdamW whose rates follow the fan-in rule.
 
-    A hidden matrix learns at base_learning_rate · (base fan-in of its kind / its fan-in); embeddings, head
-    and gains learn at the base rate. Weight decay does not follow the multiplier.
+    A hidden matrix learns at base_learning_rate · min(base fan-in of its kind / its fan-in, max_rate_multiplier);
+    embeddings, head and gains learn at the base rate. Weight decay does not follow the multiplier.
 
     Warm-up and stable part are the run's trunk. Where `warmup_tokens` says how long the warm-up is, the trunk is the
     same for every D, and runs of several D branch off where each begins to decay.
@@ -40,6 +42,9 @@ class TrainingRecipe(Value):
     batch_tokens: PositiveInt = 512
     base_learning_rate: PositiveFloat = 0.008
     base_fan_ins: FanIns = FanIns(hidden=64, attention=64, mlp=196)
+    max_rate_multiplier: PositiveFloat | None = Field(None, exclude_if=lambda cap: cap is None)
+    """Cap on the fan-in rule's multiplier: a matrix of a very small fan-in learns no faster than this many times the
+    base rate. Null: none; left out of the JSON then, so that names stay those of runs made before."""
     warmup_fraction: float = Field(0.02, ge=0, lt=1)
     """Of num_tokens; counts where `warmup_tokens` is null."""
     warmup_tokens: PositiveInt | None = Field(None, exclude_if=lambda tokens: tokens is None)
@@ -88,6 +93,15 @@ class TrainingRecipe(Value):
     def trunk_tokens(self) -> int:
         """Tokens before the decay begins: what this run has in common with a longer one that warms up alike."""
         return self.first_decaying_step * self.batch_tokens
+
+    def rate_multipliers(self, architecture: Architecture) -> dict[str, float]:
+        """Rate of each kind of hidden matrix over the base rate, by the fields of `FanIns`."""
+        base, cap = self.base_fan_ins, self.max_rate_multiplier or math.inf
+        return {
+            "hidden": min(cap, base.hidden / architecture.hidden_size),
+            "attention": min(cap, base.attention / architecture.query_width),
+            "mlp": min(cap, base.mlp / architecture.intermediate_size),
+        }
 
     def trunk_identity(self) -> dict[str, Any]:
         """All of the recipe that the steps before the decay follow from: equal for runs that share a trunk."""

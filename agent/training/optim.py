@@ -2,7 +2,7 @@
 
 A hidden matrix of fan-in n learns at
 
-    rate(step) = base rate · (base fan-in of its kind / n) · schedule(step)
+    rate(step) = base rate · min(base fan-in of its kind / n, cap of the recipe) · schedule(step)
 
 embeddings, head and gains at base rate · schedule(step). One rate for all shapes would put shape-dependent errors
 larger than the effects to be fitted on the extremes. Weight decay shrinks every matrix by base rate · schedule ·
@@ -23,15 +23,8 @@ _EPSILON = 1e-8
 
 
 def rate_multiplier(kind: MatrixKind, architecture: Architecture, recipe: TrainingRecipe) -> float:
-    """Base fan-in / fan-in for the hidden matrices, 1 for everything else."""
-    base = recipe.base_fan_ins
-    if kind == "hidden":
-        return base.hidden / architecture.hidden_size
-    if kind == "attention":
-        return base.attention / architecture.query_width
-    if kind == "mlp":
-        return base.mlp / architecture.intermediate_size
-    return 1.0
+    """Base fan-in / fan-in for the hidden matrices, at most the recipe's cap; 1 for everything else."""
+    return recipe.rate_multipliers(architecture).get(kind, 1.0)
 
 
 def schedule(step: int, recipe: TrainingRecipe) -> float:

@@ -35,6 +35,14 @@ def test_hidden_matrices_learn_at_base_fan_in_over_fan_in() -> None:
     assert rate_multiplier("embedding", ARCHITECTURE, RECIPE) == rate_multiplier("gain", ARCHITECTURE, RECIPE) == 1
 
 
+def test_a_cap_keeps_matrices_of_small_fan_in_from_learning_faster() -> None:
+    capped = RECIPE.model_copy(update={"max_rate_multiplier": 2.5})
+    multipliers = {kind: rate_multiplier(kind, ARCHITECTURE, capped) for kind in ("hidden", "attention", "mlp")}
+    assert multipliers == {"hidden": 2.0, "attention": 2.5, "mlp": 2.5}
+    assert rate_multiplier("embedding", ARCHITECTURE, capped.model_copy(update={"max_rate_multiplier": 0.5})) == 1
+    assert "max_rate_multiplier" not in RECIPE.model_dump()
+
+
 def test_every_parameter_is_optimised_once_at_the_rate_of_its_kind() -> None:
     model = _model()
     optimizer = make_optimizer(model, RECIPE)
