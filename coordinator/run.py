@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agent.training.corpus import build_stdlib_corpus
 from coordinator import failpoints
 from coordinator.database import DatabaseError
 from coordinator.errors import StoreError, UserError
@@ -30,6 +29,7 @@ from coordinator.snapshot import View
 from coordinator.stopping import signals_ask_to_stop
 from coordinator.store import Store, StoreReader
 from coordinator.study import MAY_CHANGE, StudySpec, changed_keys
+from coordinator.study_corpus import open_corpus, prepared_corpus
 from coordinator.vitals import Vitals
 
 
@@ -63,6 +63,7 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
     """
     started = time.monotonic()
     check_feasible(study)
+    prepared_corpus(study)
     if options.address is not None:
         ClusterSession(options.address, insecure=options.insecure).require()
     with ExitStack() as stack:
@@ -140,7 +141,7 @@ def _coordinator(
     vitals: Vitals,
 ) -> Coordinator:
     run_directory = store.run_directory
-    corpus_id = store.meta("corpus_id") or _build_corpus(store, view)
+    corpus_id = _open_corpus(store, view)
     max_agents = store.study().budget.max_agents
     if options.address is None:
         num_agents = options.num_agents or min(len(os.sched_getaffinity(0)), max_agents)
@@ -167,18 +168,22 @@ def _coordinator(
     )
 
 
-def _build_corpus(store: Store, view: View) -> str:
-    spec = store.study().corpus
-    view.note(f"building the corpus from {spec.source}")
-    source = None if spec.source == "python-stdlib" else Path(spec.source)
+def _open_corpus(store: Store, view: View) -> str:
+    """The id of the run's corpus, which is built or linked where that was not done before."""
+    known = store.meta("corpus_id")
     try:
-        corpus = build_stdlib_corpus(
-            blob_directory(store.run_directory), vocab_size=spec.vocab_size, source=source, progress=lambda _: None
+        corpus = open_corpus(
+            store.study(),
+            blob_directory(store.run_directory),
+            corpus_id=known,
+            stamps=work_directory(store.run_directory) / "blobs",
+            say=view.note,
         )
-    except ValueError as error:
-        raise UserError(f"the corpus cannot be built: {error}") from None
     except OSError as error:
         raise StoreError(f"the corpus cannot be written to {store.run_directory}: {error}.\n{_FREE_DISK}") from None
+    if known is not None or corpus is None:
+        assert known is not None, "a new run always has its corpus built or linked"
+        return known
     failpoints.hit("run.before_corpus_commit")
     store.set_meta("corpus_id", corpus.id)
     store.set_meta("corpus", corpus.manifest.model_dump_json())

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 from agent.archive import pack, unpack
 from agent.assignment import AssignmentAdapter
+from agent.blobs import Fetch
 from agent.device import describe_device, make_provenance, pretended_hardware, versions
 from agent.engines.canary import measure_canary
 from agent.worker import Worker
@@ -36,11 +37,9 @@ Work = tuple[str, int, str]
 
 
 class AgentActor:
-    """One agent. `fetch_blob` gives the contents of a blob by its SHA-256; `worker` does the work."""
+    """One agent. `fetch_blob` gives a blob by its SHA-256; `worker` does the work."""
 
-    def __init__(
-        self, agent: str, work_directory: str, fetch_blob: Callable[[str], bytes], worker: type[Worker] = Worker
-    ) -> None:
+    def __init__(self, agent: str, work_directory: str, fetch_blob: Fetch, worker: type[Worker] = Worker) -> None:
         self._agent = agent
         self._work_directory = Path(work_directory)
         self._worker = worker(agent, self._work_directory, fetch_blob)

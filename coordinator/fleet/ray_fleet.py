@@ -7,9 +7,10 @@ retries are dispatch's.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ from coordinator.fleet.base import (
 )
 from coordinator.fleet.outbox import Message
 from coordinator.fleet.placement import Slot, slots_of
+from coordinator.fleet.ray_blobs import Published, fetch, publish
 from coordinator.fleet.ray_session import RaySession, listens
 from coordinator.version import code_digest, version
 from scaling.architecture import Architecture
@@ -53,17 +55,8 @@ _observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observati
 class RayActor(AgentActor):
     """An agent's actor whose blobs come through Ray's object store."""
 
-    def __init__(
-        self, agent: str, work_directory: str, blobs: Mapping[str, list[Any]], worker: type[Worker] = Worker
-    ) -> None:
-        def fetch_blob(sha256: str) -> bytes:
-            import ray
-
-            if sha256 not in blobs:
-                raise KeyError(f"the coordinator published no blob {sha256}")
-            return bytes(ray.get(blobs[sha256][0]))
-
-        super().__init__(agent, work_directory, fetch_blob, worker)
+    def __init__(self, agent: str, work_directory: str, blobs: Published, worker: type[Worker] = Worker) -> None:
+        super().__init__(agent, work_directory, partial(fetch, blobs=blobs), worker)
 
 
 @dataclass
@@ -98,7 +91,7 @@ class RayFleet:
         self._work_directory = work_directory
         self._worker = worker
         self._agents: dict[str, _Agent] = {}
-        self._blobs: dict[str, list[Any]] = {}
+        self._blobs: Published = {}
         self._checkpoints: dict[str, Any] = {}
         """Packed checkpoints of trials that were interrupted, in Ray's object store."""
         self._rests: dict[str, tuple[float, float]] = {}
@@ -117,8 +110,7 @@ class RayFleet:
         self._ray = self._session.connect()
         self._head, self._head_seen = self._ray.get_runtime_context().gcs_address, time.monotonic()
         self._code = code_digest()
-        for blob in sorted(self._blob_directory.iterdir()):
-            self._blobs[blob.name] = [self._ray.put(blob.read_bytes())]
+        self._blobs = publish(self._blob_directory, self._ray)
         self._follow_nodes()
 
     def num_slots(self) -> int:
