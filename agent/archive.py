@@ -4,6 +4,7 @@ A plain tar of the checkpoint's files, which name and check their own contents (
 """
 
 import io
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from agent.blobs import write_atomically
 
 _COMMIT = "checkpoint.json"
 """The file that makes a checkpoint count: packed, and unpacked, last."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name on every common file system."""
 
 
 def pack(directory: Path) -> bytes | None:
@@ -43,8 +46,10 @@ def unpack(content: bytes, directory: Path) -> None:
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if not member.isfile() or Path(member.name).name != member.name or member.name in ("", ".", ".."):
-        raise ValueError(f"a packed checkpoint holds {member.name!r}, which is no plain file")
+    name = member.name
+    is_plain = Path(name).name == name and name not in ("", ".", "..") and len(os.fsencode(name)) <= _LONGEST_NAME
+    if not member.isfile() or not is_plain or "\0" in name:
+        raise ValueError(f"a packed checkpoint holds {name!r:.80}, which is no plain file")
     file = archive.extractfile(member)
     assert file is not None, "a plain file has contents"
     return file.read()

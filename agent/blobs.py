@@ -88,7 +88,7 @@ class BlobCache:
             BlobMismatchError: the bytes fetched, or found on disk, are not the ones named.
         """
         if not _SHA256.fullmatch(sha256):
-            raise BlobMissingError(f"{sha256!r} is not a blob name; expected 64 lower-case hex digits (SHA-256)")
+            raise BlobMissingError(f"{sha256!r:.80} is not a blob name; expected 64 lower-case hex digits (SHA-256)")
         known = self._verified.get(sha256)
         if known is not None and known.is_file():
             return known

@@ -5,6 +5,7 @@ RUNS/NAME-YYYYMMDD-HHMMSS/   store.sqlite3 · coordinator.lock · blobs/ · agen
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from coordinator.errors import StoreError
@@ -54,10 +55,11 @@ def find_run(run: str | None, runs: Path) -> Path:
     """
     if run is not None:
         for path in (Path(run), runs / run):
-            if (path / FILE_NAME).is_file():
-                return path
+            with suppress(OSError):  # a name longer than names can be
+                if (path / FILE_NAME).is_file():
+                    return path
         known = ", ".join(path.name for path in list_runs(runs)) or "none yet"
-        raise StoreError(f"no run {run!r}: expected a run directory, or the name of one in {runs}/ ({known}).")
+        raise StoreError(f"no run {run!r:.200}: expected a run directory, or the name of one in {runs}/ ({known}).")
     found = list_runs(runs)
     if not found:
         raise StoreError(f"no run in {runs}/ yet; start one with `archfleet run`, or give a run directory.")

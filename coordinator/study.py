@@ -87,6 +87,8 @@ class TrainingSpec(Value):
     batch_tokens: BatchTokens = 512
     base_learning_rate: Rate = 0.008
     base_fan_ins: BaseFanIns = FanIns(hidden=64, attention=64, mlp=196)
+    max_rate_multiplier: PositiveFloat | None = None
+    """Cap on the fan-in rule; `archfleet guard` tells whether one is needed."""
     warmup_fraction: float = Field(0.02, ge=0, lt=1)
     """Of D; at a size whose runs share trunks, of the D that the fit's ratio gives there."""
     warmup_tokens: PositiveInt | None = None
@@ -324,9 +326,9 @@ def read_study(name_or_path: str) -> StudySpec:
     """
     shipped = shipped_studies()
     path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
+    if not _is_file(path):
         raise StudyError(
-            f"no study {name_or_path!r}: it is neither a file nor a shipped study ({', '.join(shipped)}).\n"
+            f"no study {name_or_path!r:.200}: it is neither a file nor a shipped study ({', '.join(shipped)}).\n"
             "Give one of those names, or the path of a TOML file."
         )
     if path.stat().st_size > MAX_STUDY_BYTES:
@@ -336,6 +338,13 @@ def read_study(name_or_path: str) -> StudySpec:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StudyError(f"{path} is not TOML: {error}.\nSee {shipped['laptop']} for a working study.") from None
     return parse_study(table, source=str(path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than names can be
+        return False
 
 
 def parse_study(table: dict[str, Any], *, source: str) -> StudySpec:

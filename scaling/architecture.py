@@ -156,9 +156,9 @@ class Architecture(Value):
         Raises:
             ValueError: the config is not such a decoder, or lacks a field; the message says which.
         """
-        if config.get("model_type") not in _DENSE_LLAMA_STYLE:
+        if str(config.get("model_type")) not in _DENSE_LLAMA_STYLE:
             raise ValueError(
-                f"model_type {config.get('model_type')!r} is not a dense Llama-style decoder; "
+                f"model_type {config.get('model_type')!r:.80} is not a dense Llama-style decoder; "
                 f"expected one of {', '.join(sorted(_DENSE_LLAMA_STYLE))}"
             )
         for refused in _NOT_DENSE:

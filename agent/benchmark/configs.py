@@ -21,7 +21,10 @@ def read_config(path_or_name: str | Path) -> Architecture:
     path = Path(text)
     if text.lower() in {named.name for named in all_named()} and not path.exists():
         return named_architecture(text)
-    file = path / "config.json" if path.is_dir() else path
+    try:
+        file = path / "config.json" if path.is_dir() else path
+    except OSError as error:  # a name longer than names can be
+        raise ValueError(f"{text:.200}: cannot be read: {error.strerror}") from None
     config = _read_json_object(file, text)
     try:
         if "model_type" not in config:  # archfleet's own words: the same names, and no others

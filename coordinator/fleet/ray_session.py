@@ -8,12 +8,15 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -225,18 +228,33 @@ def _init_ray(working_directory: Path, **arguments: Any) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
-    ray.init(
-        **arguments,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-        # A dedicated working directory: otherwise the driver's own folder leads every worker's import path.
-        runtime_env={
-            "working_dir": str(working_directory),
-            "py_modules": [str(folder) for folder in package_folders()],
-            "env_vars": _THREADS,
-        },
-    )
+    with _own_signals():
+        ray.init(
+            **arguments,
+            log_to_driver=False,
+            logging_level="CRITICAL",
+            # A dedicated working directory: otherwise the driver's own folder leads every worker's import path.
+            runtime_env={
+                "working_dir": str(working_directory),
+                "py_modules": [str(folder) for folder in package_folders()],
+                "env_vars": _THREADS,
+            },
+        )
     return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """What INT and TERM did before, they do afterwards: Ray's own handlers print a stack and end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there can Ray, or we, set any
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def package_folders() -> list[Path]:
