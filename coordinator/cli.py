@@ -100,6 +100,72 @@ def run(study: str, quick: bool, **settings: Any) -> None:
     console.print(closing_words(outcome.run_directory), markup=False, soft_wrap=True)
 
 
+@main.command(
+    epilog="  archfleet guard\n  archfleet guard my-study.toml --seeds 4 --out guard-4\n"
+    "  archfleet guard quick --seeds 1 --json > guard.json"
+)
+@click.argument("study", default="laptop")
+@click.option("--seeds", "num_seeds", default=2, show_default=True, type=click.IntRange(min=1), help="Runs of each.")
+@click.option(
+    "--token-scale",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the study's D; a rate belongs to its D.",
+)
+@click.option("--jobs", "num_jobs", type=click.IntRange(min=1), help="Runs at a time; default: one a CPU core.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for finished runs; default: by name."
+)
+@_json_option
+def guard(study: str, out: Path | None, num_jobs: int | None, as_json: bool, **settings: Any) -> None:
+    """Test whether STUDY's learning rate suits its extreme shapes (default: laptop), at its smallest size.
+
+    The centre and the shapes with the smallest and largest fan-ins train at 0.7, 1 and 1.4 times the rate. A shape that
+    would gain more than 0.003 nats/token is off: what it loses would be fitted as an effect of its shape. Study laptop
+    takes about seven minutes on one quiet core a seed. The same command goes on after Ctrl-C; exit status 1 if a shape
+    is off.
+    """
+    from rich.progress import Progress
+
+    from coordinator.guard import (
+        Processes,
+        default_jobs,
+        guard_directory,
+        guard_sentences,
+        guard_table,
+        is_kept,
+        plan_guard,
+        run_guard,
+    )
+    from coordinator.stopping import signals_ask_to_stop
+    from coordinator.study import read_study
+
+    what = plan_guard(read_study(study), **settings)
+    directory = out or guard_directory(what.study)
+    with signals_ask_to_stop() as stop_requested, Progress(console=errors, transient=True) as bars:
+        task = bars.add_task("training", total=None)
+        result = run_guard(
+            what,
+            directory,
+            run=Processes(directory, num_jobs or default_jobs()),
+            say=lambda sentence: bars.update(task, description=sentence),
+            progress=lambda done, total: bars.update(task, completed=done, total=total, description="training"),
+            stop_requested=stop_requested,
+        )
+    if result is None:
+        errors.print(f"stopped; the same command goes on with {directory}", markup=False, soft_wrap=True)
+        sys.exit(130)
+    if as_json:
+        _print_json(result)
+    else:
+        console.print(guard_table(result))
+        for sentence in guard_sentences(result):
+            console.print(f"- {sentence}", markup=False, soft_wrap=True)
+    if not is_kept(result):
+        sys.exit(1)
+
+
 @main.command(epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json")
 @click.argument("run", required=False)
 @_runs_option
@@ -291,6 +357,93 @@ def fleet(num_agents: int, num_trials: int, all_faults: bool, names: tuple[str, 
         console.print(fleet_table(result))
     if not result["kept"]:
         sys.exit(1)
+
+
+@main.command(
+    epilog="  archfleet train config.json --tokens 1e6\n"
+    "  archfleet train config.json --tokens 1e6 --seeds 4 --out centre\n"
+    "  archfleet train config.json --tokens 20e6 --corpus prepared --rate 0.004 --json"
+)
+@click.argument("config")
+@click.option("--tokens", required=True, type=click.FloatRange(min=1), help="Training tokens, e.g. 1e6.")
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    help="A folder that `archfleet data prepare` or `python -m agent corpus` wrote.  [default: Python's own library]",
+)
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: the recipe's]"
+)
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens a step.  [default: the recipe's]")
+@click.option("--sequence-length", type=click.IntRange(min=1), help="Tokens a sequence.  [default: the recipe's]")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="May be repeated.  [default: 0]")
+@click.option("--seeds", "num_seeds", type=click.IntRange(min=1), metavar="K", help="Seeds 0 to K - 1 instead.")
+@click.option(
+    "--max-epochs", default=4.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Of the corpus."
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
+@click.option(
+    "--checkpoint-seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="At most so much is lost to a kill.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where results go.  [default: train-SHAPE-HASH, so that the same command goes on with it]",
+)
+@_json_option
+def train(
+    config: str,
+    seeds: tuple[int, ...],
+    num_seeds: int | None,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train the architecture CONFIG (config.json, its folder, or a name) here, alone, and tell its held-out loss.
+
+    Rate and batch follow the step law at the sizes it was fitted to, elsewhere the study laptop; which is printed. The
+    trained model is written for transformers, vLLM, SGLang and `archfleet score`. A training that was stopped or killed
+    goes on by the same command; a seed that is finished is not trained again.
+    """
+    from coordinator.train import (
+        RunFailedError,
+        TrainOptions,
+        chosen_seeds,
+        closing_words,
+        default_directory,
+        plan_training,
+        plan_words,
+        result_table,
+        run_training,
+    )
+    from coordinator.training_corpus import user_cache
+
+    def say(words: str) -> None:
+        errors.print(words, markup=False, soft_wrap=True)
+
+    wanted = chosen_seeds(seeds, num_seeds)
+    plan = plan_training(config, TrainOptions(**settings), cache=user_cache(), say=say)
+    directory = out or default_directory(plan.training)
+    say(plan_words(plan, wanted))
+    try:
+        result = run_training(plan, wanted, directory, console=errors, device=device)
+    except RunFailedError as error:
+        say(f"archfleet: {error}")
+        sys.exit(1)
+    if result is None:
+        say(f"stopped; the same command goes on with {directory}")
+        sys.exit(130)
+    if as_json:
+        _print_json(result.model_dump(mode="json"))
+        return
+    console.print(result_table(result))
+    for words in closing_words(result, directory):
+        console.print(words, markup=False, soft_wrap=True)
 
 
 def _recipe_options(command: Any) -> Any:

@@ -59,9 +59,7 @@ def paired_difference(
     Raises:
         ValueError: the runs were evaluated on different windows or corpora.
     """
-    if len({(run.corpus_id, len(run.window_losses)) for run in (*runs, *others)}) > 1:
-        raise ValueError("losses pair only over the same held-out windows of one corpus")
-    paired = _mean_windows(runs) - _mean_windows(others)
+    paired = _paired_windows(runs, others)
     value, count = float(paired.mean()), len(runs) + len(others)
     if noise.sd is None or noise.degrees_of_freedom < 1:
         reason = "the noise over seeds is not known, and windows alone understate the error"
@@ -72,6 +70,25 @@ def paired_difference(
     return Measured(
         value=value, unit=UNIT, num_samples=count, interval=_around(value, half, level, "paired windows, t over seeds")
     )
+
+
+def window_standard_error(runs: Sequence[TrainingObservation], others: Sequence[TrainingObservation]) -> float:
+    """Standard error of the paired difference over windows alone, nats per token: what other text might change.
+
+    Raises:
+        ValueError: the runs were evaluated on different windows or corpora, or on one window alone.
+    """
+    paired = _paired_windows(runs, others)
+    if len(paired) < 2:
+        raise ValueError("one held-out window has no standard error; evaluate on two or more")
+    return float(paired.std(ddof=1)) / math.sqrt(len(paired))
+
+
+def _paired_windows(runs: Sequence[TrainingObservation], others: Sequence[TrainingObservation]) -> Floats:
+    everything = (*runs, *others)
+    if len({(run.corpus_id, len(run.window_losses), run.recipe.sequence_length) for run in everything}) > 1:
+        raise ValueError("losses pair only over the same held-out windows of one corpus")
+    return _mean_windows(runs) - _mean_windows(others)
 
 
 def _mean_windows(runs: Sequence[TrainingObservation]) -> Floats:
