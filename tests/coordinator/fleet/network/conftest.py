@@ -248,7 +248,8 @@ class Nodes:
 @contextmanager
 def running_nodes(wire: Wire, directory: Path, **settings: int) -> Iterator[Nodes]:
     """A head with room for one agent, with these settings of Ray's, and a far node with room for another."""
-    from ray.cluster_utils import Cluster  # Ray reads its mode when it is imported
+    import ray  # reads its mode when it is imported
+    from ray.cluster_utils import Cluster
 
     head = Cluster(
         initialize_head=True,
@@ -267,6 +268,7 @@ def running_nodes(wire: Wire, directory: Path, **settings: int) -> Iterator[Node
         yield made
     finally:
         wire.heal()
+        ray.shutdown()  # of a fleet that is stopped only after its nodes
         made.stop()
 
 
