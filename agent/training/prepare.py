@@ -50,6 +50,7 @@ from agent.training.sources import PART_BYTES, Part, Reading, SourceFile, find_f
 from hwprofiles.value import Value
 
 WORK = ".work"
+FEW_DOCUMENTS = 30
 _Result = TypeVar("_Result")
 
 
@@ -127,6 +128,14 @@ def prepare(
 ) -> Prepared:
     """Prepare a corpus in the folder `out`, or go on with what is there.
 
+    Args:
+        preparation: what, and how.
+        out: the folder; it is left unchanged where it holds this corpus already.
+        progress: is told how far it is.
+        num_processes: that work at a time; 0 works in this process. A script that calls this with processes needs the
+            usual `if __name__ == "__main__":`.
+        clock: seconds, for the time it took.
+
     Raises:
         CorpusError: the sources or the tokenizer cannot be used, the text is too little, or `out` holds another corpus.
     """
@@ -147,6 +156,12 @@ def prepare(
         runs = Runs(records, work, dtype=vocabulary.dtype)
         shards = _write_shards(preparation, runs, vocabulary, out, pool, progress)
         folder = _finish(preparation, out, shards, vocabulary, found.files)
+    num_held_out = sum(shard.num_documents for shard, _ in shards if shard.role == "validation")
+    if num_held_out < FEW_DOCUMENTS:
+        progress.note(
+            f"only {num_held_out} documents are held out: a loss on them says little about others; add documents, hold "
+            "out more, or cut long texts into shorter ones (--max-document-bytes)"
+        )
     shutil.rmtree(work)
     kept = sum(shard.num_documents for shard, _ in shards)
     num_read, num_empty = (sum(getattr(r, name) for r in records) for name in ("num_documents", "num_empty"))
@@ -218,7 +233,7 @@ class _Workers:
 
 @contextmanager
 def _workers(num_processes: int, sources: Iterable[str]) -> Iterator[_Workers]:
-    if any(source.startswith("memory://") for source in sources):  # only this process has that memory
+    if not num_processes or any(source.startswith("memory://") for source in sources):  # only we have that memory
         yield _Workers(None)
         return
     context = multiprocessing.get_context("spawn")
@@ -292,28 +307,27 @@ def _encode(
     parts: tuple[Part, ...], encoding: Encoding, work: Path, pool: _Workers, progress: Progress
 ) -> tuple[list[PartRecord], int]:
     """Records of all parts, in their order; and how many were there before."""
-    before = {part.name: read_record(part, work) for part in parts}
-    finished = {
-        name: record for name, record in before.items() if record is not None and record.settings == encoding.settings
-    }
-    records = {part.name: finished[part.name] for part in parts if _is_done(part, finished)}
+    before = {part.name: record for part in parts if (record := read_record(part, work)) is not None}
+    records = {part.name: before[part.name] for part in parts if _is_done(part, before, encoding)}
     missing = [part for part in parts if part.name not in records]
     num_before = len(records)
-    if num_before:
+    if before:
         progress.note(f"{num_before} of {len(parts)} parts were done before")
+    if any(record.settings != encoding.settings for record in before.values()):
+        progress.note("parts that were done with another tokenizer or other options are read again")
     for part in missing:
-        if part.name in finished:
-            progress.note(f"{_changed(finished[part.name].part, part)} changed since it was read and is read again")
+        if part.name in before and before[part.name].part != part:
+            progress.note(f"{_changed(before[part.name].part, part)} changed since it was read and is read again")
     progress.stage("tokenising", sum(part.num_bytes for part in missing))
-    calls = ((encode_part, (part, encoding, work, finished.get(part.name))) for part in missing)
+    calls = ((encode_part, (part, encoding, work, before.get(part.name))) for part in missing)
     for record in pool.each(calls, most=2 * (os.cpu_count() or 1)):
         records[record.part.name] = record
         progress.advance(record.part.num_bytes)
     return [records[part.name] for part in parts], num_before
 
 
-def _is_done(part: Part, finished: dict[str, PartRecord]) -> bool:
-    return part.name in finished and finished[part.name].part == part
+def _is_done(part: Part, before: dict[str, PartRecord], encoding: Encoding) -> bool:
+    return part.name in before and before[part.name].part == part and before[part.name].settings == encoding.settings
 
 
 def _changed(before: Part, now: Part) -> str:
