@@ -141,6 +141,7 @@ def _host_memory_bytes() -> int | None:
         return None
 
 
+@functools.cache
 def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

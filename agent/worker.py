@@ -4,6 +4,7 @@ It knows neither Ray nor the coordinator; a fleet wraps it. Importing this modul
 """
 
 import contextlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Generator
@@ -61,6 +62,11 @@ class Worker:
                 agent=self.agent_name, started_at_unix=started_at, seconds=self._clock() - started
             )
             yield failure_from(error, assignment_id=assignment.id, provenance=provenance)
+
+    def prepare(self) -> None:
+        """Import what a training needs, where it is installed: seconds that no lease has to wait for."""
+        if importlib.util.find_spec("torch") is not None:
+            importlib.import_module("agent.training.run")
 
     def discard(self, assignment: TrainAssignment | BenchAssignment) -> None:
         """Drop the checkpoint of an assignment whose observation is safe."""

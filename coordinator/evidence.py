@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from coordinator.analysis import Analysis, same_size
 from coordinator.planning import Planner
-from coordinator.sharing import shared
+from coordinator.sharing import lean, shared
 from coordinator.store import Store
 from coordinator.study import StudySpec
 from scaling.observations import Failure, Observation, TrainingObservation
@@ -66,11 +66,12 @@ class Evidence:
     def _kept(self, observation: Observation) -> Observation:
         match observation:
             case TrainingObservation(architecture=architecture, recipe=recipe):
+                lean(observation.provenance)
                 kept = {"architecture": shared(architecture), "recipe": shared(recipe), "curve": ()}
                 if not same_size(architecture.num_parameters, self.study.target.num_parameters):
                     kept["window_losses"] = ()
-                return observation.model_copy(update=kept)
+                return lean(observation.model_copy(update=kept))
             case Failure():
-                return observation.model_copy(update={"detail": ""})
+                return lean(observation.model_copy(update={"detail": ""}))
             case _:
                 return observation

@@ -23,10 +23,23 @@ def _first(value: Value) -> Value:
     return value
 
 
+def lean(value: V) -> V:
+    """The same value; the names of the fields it was given are held once for all values that were given the same.
+
+    Of a value of a dozen small fields the set of their names is a third of what it holds in memory.
+    """
+    names = value.model_fields_set
+    object.__setattr__(value, "__pydantic_fields_set__", _names.setdefault(frozenset(names), names))
+    return value
+
+
+_names: dict[frozenset[str], set[str]] = {}
+
+
 def with_shared_parts(planned: PlannedTrial) -> PlannedTrial:
-    """The same trial, its architecture and its recipe shared."""
+    """The same trial, its architecture and its recipe shared, and lean itself."""
     assignment = planned.assignment
     parts: dict[str, Value] = {"architecture": shared(assignment.architecture)}
     if isinstance(assignment, TrainAssignment):
         parts["recipe"] = shared(assignment.recipe)
-    return planned.model_copy(update={"assignment": assignment.model_copy(update=parts)})
+    return lean(planned.model_copy(update={"assignment": lean(assignment.model_copy(update=parts))}))

@@ -50,14 +50,19 @@ class AgentActor:
         threading.Thread(target=self._work, name="trials", daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
-        """Which hardware this is, the process that serves it, its code, and the time of its wall clock."""
-        return {
+        """Which hardware this is, the process that serves it, its code, and the time of its wall clock.
+
+        What its work needs is imported from now on, beside whatever else is asked.
+        """
+        facts = {
             "hardware": pretended_hardware() or describe_device().hardware,
             "pid": os.getpid(),
             "versions": dict(versions()),
             "code": code_digest(),
             "unix": time.time(),
         }
+        threading.Thread(target=self._worker.prepare, name="prepare", daemon=True).start()
+        return facts
 
     def probe(self, architecture: str, seconds: float) -> float:
         """Training tokens/s of a shape on this agent."""

@@ -28,6 +28,14 @@ def test_importing_the_worker_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_prepared_worker_has_imported_what_a_training_needs() -> None:
+    code = (
+        "import sys; from pathlib import Path; from agent.worker import Worker; "
+        "Worker('a', Path('nowhere'), fetch=None).prepare(); sys.exit('agent.training.run' not in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_training_assignment_ends_in_one_observation(worker: Worker, assignment: TrainAssignment) -> None:
     observation = _only_observation(list(worker.run(assignment)))
     assert isinstance(observation, TrainingObservation)

@@ -59,6 +59,13 @@ def test_equal_shapes_are_held_once(measured: Store) -> None:
     assert all(a.architecture is b.architecture for a, b in zip(first, again, strict=True))
 
 
+def test_names_of_given_fields_are_held_once(measured: Store) -> None:
+    runs = [one for one in evidence(measured).observations if isinstance(one, TrainingObservation)]
+    assert len({id(run.model_fields_set) for run in runs}) == 1
+    stored = [one for one in measured.observations() if isinstance(one, TrainingObservation)]
+    assert [run.model_fields_set for run in runs] == [one.model_fields_set for one in stored]
+
+
 def test_after_a_restart_the_stored_fit_is_taken_up(measured: Store) -> None:
     before = evidence(measured)
     fitted = before.fit(7)

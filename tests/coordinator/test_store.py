@@ -295,6 +295,29 @@ def test_time_in_which_no_coordinator_ran_is_not_spent(driver, trial: str) -> No
     assert row_of(driver.store, trial).spent_seconds <= 60  # the lease it was last known to hold
 
 
+@pytest.fixture
+def ahead(driver, trial: str) -> str:
+    """A trial that waits in an agent's hands since second 100."""
+    driver.store.lease(trial, agent="a", hardware="cpu-generic", epoch=1, now_unix=100, expires_unix=160, ahead=True)
+    return trial
+
+
+def test_waiting_in_an_agents_hands_is_not_spent(driver, ahead: str, world) -> None:
+    row = row_of(driver.store, ahead)
+    assert (row.state, row.leased_unix, row.first_leased_unix) == ("running", None, 100)
+    assert driver.store.running_seconds(now_unix=150) == []
+    observation = world.observe(row.planned.assignment)
+    driver.store.record_result(ahead, 1, observation, now_unix=130, spent_seconds=4)
+    row, (attempt,) = row_of(driver.store, ahead), driver.store.attempts()
+    assert (row.leased_unix, row.ended_unix, row.spent_seconds) == (126, 130, 4)
+    assert (attempt.leased_unix, attempt.ended_unix, attempt.spent_seconds) == (126, 130, 4)
+
+
+def test_what_waited_in_an_agents_hands_at_a_crash_has_spent_nothing(driver, ahead: str) -> None:
+    assert driver.store.requeue_running(now_unix=150) == [ahead]
+    assert row_of(driver.store, ahead).spent_seconds == 0
+
+
 def test_a_wall_clock_set_back_spends_nothing(driver, trial: str, world) -> None:
     epoch = driver.lease(trial)
     result = world.observe(row_of(driver.store, trial).planned.assignment)

@@ -61,6 +61,40 @@ def test_a_trial_ends_in_one_final_message_under_its_epoch(
     assert ServingObservation.model_validate_json(final.item).assignment_id == bench.id
 
 
+def test_trials_given_together_are_done_in_order(
+    make_actor: Callable[[str], AgentActor], bench: BenchAssignment
+) -> None:
+    actor, text = make_actor("a"), bench.model_dump_json()
+    actor.start([("t1", 1, text), ("t2", 1, text), ("t3", 4, text)])
+    told = fetch_until(actor, lambda message: message.trial_id == "t3" and message.is_final)
+
+    assert [(message.trial_id, message.epoch) for message in told if message.is_final] == [
+        ("t1", 1),
+        ("t2", 1),
+        ("t3", 4),
+    ]
+
+
+def test_a_trial_that_cannot_be_read_holds_up_nobody_behind_it(
+    make_actor: Callable[[str], AgentActor], bench: BenchAssignment
+) -> None:
+    actor = make_actor("a")
+    actor.start([("unreadable", 1, "{}"), ("t", 1, bench.model_dump_json())])
+
+    assert fetch_until(actor, is_final)[-1].trial_id == "t"
+
+
+def test_what_waits_at_an_agent_that_must_leave_is_given_back(
+    make_actor: Callable[[str], AgentActor], bench: BenchAssignment
+) -> None:
+    actor = make_actor("a")
+    actor.preempt("the machine is wanted elsewhere")
+    actor.start([("t1", 1, bench.model_dump_json()), ("t2", 1, bench.model_dump_json())])
+    told = fetch_until(actor, lambda message: message.trial_id == "t2")
+
+    assert [Failure.model_validate_json(message.item).failure_kind for message in told] == ["preempted", "preempted"]
+
+
 def test_an_agent_that_must_leave_sends_its_checkpoint_and_another_goes_on_from_it(
     make_actor: Callable[[str], AgentActor], long_training: TrainAssignment
 ) -> None:
