@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .engines
 
-.PHONY: help run quick test lint types pytest bench bench-gpu engines sglang clean
+.PHONY: help run quick test lint types pytest bench bench-train bench-train-gpu bench-gpu engines sglang clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -48,6 +48,17 @@ bench-fleet: $(STAMP) $(ENGINES)/peers/.installed ## store, scrape and fleet: sp
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_store.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scrape.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fleet.py
+
+bench-train: $(STAMP) $(ENGINES)/accelerate/.installed ## speed of training beside a plain loop and transformers' Trainer in turns, a checkpoint's stall; some ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_train.py --stall 297m
+
+bench-train-gpu: $(STAMP) ## tokens/s and MFU of training on this GPU, as JSON
+	$(BIN)/python tests/benchmarks/bench_train.py --gpu
+
+# What transformers' Trainer needs besides what is installed: for the benchmark alone.
+$(ENGINES)/accelerate/.installed:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(dir $@) accelerate==1.15.0
+	@touch $@
 
 bench-gpu: $(STAMP) ## hours: Llama-3.2, Panda and Surefire at 1B and 3B on this GPU; ENGINES_ON_GPU="vllm sglang"
 	$(BIN)/python tests/gpu/bench_published.py $(addprefix --engine ,$(or $(ENGINES_ON_GPU),vllm))
