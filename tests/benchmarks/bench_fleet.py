@@ -6,7 +6,8 @@ speed   ours, Ray Tune (with and without its log files), Optuna with SQLite, in 
         the same cores. A no-op trial is the peers' function that returns at once: a `TrainAssignment` of the shipped
         kind is planned, leased, started on an agent, reported and committed as always; only the worker's training is
         replaced by an observation that is there already.
-size    cost of the last trials of a run whose store holds 100 to 100,000 trials, and the time to take up such a run.
+size    cost of the last trials of a run whose store holds 100 to 100,000 trials, by the clock and by the coordinator's
+        processor time, and the time to take up such a run.
 memory  highest resident memory of a simulated study with 10,000 trials on 1,000 agents; `speed` tells that of its runs.
 
 Trials a second are counted from a quarter of the trials to the last: nobody's start is in them. Our trial has ended
@@ -21,6 +22,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -60,6 +62,8 @@ TRIALS = {"archfleet": 2000, "tune": 200, "tune-quiet": 300, "optuna": 100}
 SIZES = (100, 1000, 10_000, 100_000)
 NUM_LAST = 500
 """At each size the last so many trials are timed, or all where there are fewer."""
+SIZE_ROUNDS = 3
+"""At most: to fill a store with 100,000 trials takes a minute or two, and every run starts a Ray of its own."""
 RUN_TIMEOUT_SECONDS = 300.0
 GOAL_RATIO, GOAL_RESTART_SECONDS, GOAL_BYTES = 10.0, 2.0, 300e6
 CONFIDENCE = 0.95
@@ -78,6 +82,9 @@ SHAPE = Architecture(
 
 class NoopWorker(Worker):
     """A worker whose trainings have ended when they begin."""
+
+    def prepare(self) -> None:
+        """Nothing is needed."""
 
     def run(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
         """One observation, at once."""
@@ -130,11 +137,14 @@ class Stamps:
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.processor_seconds: list[float] = []
+        """Of this process, all its threads, when each trial ended."""
 
     def note(self, sentence: str) -> None:
         """A trial's end is told in a sentence with its loss."""
         if "nats/token" in sentence:
             self.ends.append(time.monotonic())
+            self.processor_seconds.append(time.process_time())
 
     def update(self, snapshot: Snapshot) -> None:
         """Nobody watches."""
@@ -168,11 +178,16 @@ def make_store(directory: Path, num_trials: int, *, num_done: int = 0) -> None:
             store.record_result(trial.trial_id, 1, observation, now_unix=now)
 
 
-def run_noops(num_trials: int, *, num_done: int = 0) -> dict[str, Any]:
-    """One run in this process: when each trial ended, seconds to take the run up, highest resident bytes."""
+def run_noops(made: Path) -> dict[str, Any]:
+    """A copy of a run, gone on with in this process.
+
+    Returns:
+        When each trial ended, seconds to take the run up, processor seconds of this process for all of it, highest
+        resident bytes.
+    """
     with tempfile.TemporaryDirectory(prefix="archfleet-noops-") as name:
         directory = Path(name) / "run"
-        make_store(directory, num_trials, num_done=num_done)
+        shutil.copytree(made, directory)
         blobs = Path(name) / "blobs"
         blobs.mkdir()
         started = time.monotonic()
@@ -200,6 +215,7 @@ def run_noops(num_trials: int, *, num_done: int = 0) -> dict[str, Any]:
             if not coordinator.run():
                 raise RuntimeError("the no-op run was stopped")
         return {
+            "processor_seconds": stamps.processor_seconds,
             "ends": [end - started for end in stamps.ends],
             "take_up_seconds": fleet.started_monotonic - started,
             "resident_bytes": peak_resident_bytes(),
@@ -287,33 +303,50 @@ def ours(what: str, *arguments: str) -> dict[str, Any]:
     return in_a_process([sys.executable, __file__, "--one", what, *arguments])
 
 
-def measure_speed(rounds: int) -> dict[str, Any]:
+def our_noops(made: Path) -> dict[str, Any]:
+    """One run of no-op trials."""
+    return ours("noops", str(made))
+
+
+def measure_speed(rounds: int, scratch: Path) -> dict[str, Any]:
     """Trials a second of everybody, in turns; ratios of each round by itself."""
     peers = [name for name in TRIALS if name != "archfleet"] if PEERS_PYTHON.exists() else []
     rates: dict[str, list[float]] = {name: [] for name in ("archfleet", *peers)}
-    resident = []
+    resident, processor_ms = [], []
+    made = scratch / "speed"
+    make_store(made, TRIALS["archfleet"])
     for number in range(rounds):
         order = list(rates) if number % 2 == 0 else list(reversed(rates))
         for name in order:
             if name == "archfleet":
-                result = ours("noops", str(TRIALS[name]))
+                result = our_noops(made)
                 resident.append(result["resident_bytes"])
+                processor_ms.append(1000 / rate(result["processor_seconds"]))
             else:
                 command = [str(PEERS_PYTHON), str(PEERS_SCRIPT), name, "--trials", str(TRIALS[name])]
                 result = in_a_process(command)
             rates[name].append(rate(result["ends"]))
     ratios = {name: interval([a / b for a, b in zip(rates["archfleet"], rates[name], strict=True)]) for name in peers}
-    return {"trials_per_second": rates, "ratios": ratios, "goal_ratio": GOAL_RATIO, "resident_bytes": max(resident)}
+    return {
+        "trials_per_second": rates,
+        "ratios": ratios,
+        "goal_ratio": GOAL_RATIO,
+        "processor_ms": processor_ms,
+        "resident_bytes": max(resident),
+    }
 
 
-def measure_size(rounds: int) -> list[dict[str, Any]]:
+def measure_size(rounds: int, scratch: Path) -> list[dict[str, Any]]:
     """Cost of the last trials at each size, the sizes in turns."""
-    found: dict[int, dict[str, list[float]]] = {size: {"ms": [], "take_up_seconds": []} for size in SIZES}
+    found: dict[int, dict[str, list[float]]] = {}
+    for size in SIZES:
+        make_store(scratch / str(size), size, num_done=size - min(NUM_LAST, size))
+        found[size] = {"ms": [], "processor_ms": [], "take_up_seconds": []}
     for number in range(rounds):
         for size in SIZES if number % 2 == 0 else reversed(SIZES):
-            last = min(NUM_LAST, size)
-            result = ours("noops", str(size), str(size - last))
+            result = our_noops(scratch / str(size))
             found[size]["ms"].append(1000 / rate(result["ends"]))
+            found[size]["processor_ms"].append(1000 / rate(result["processor_seconds"]))
             found[size]["take_up_seconds"].append(result["take_up_seconds"])
     return [
         {"num_trials": size, "goal_take_up_seconds": GOAL_RESTART_SECONDS, **values} for size, values in found.items()
@@ -342,18 +375,22 @@ def show_speed(result: Mapping[str, Any], console: Console) -> None:
     if not result["ratios"]:
         console.print("The peers are not installed: `make peers` first.")
     console.print(
-        f"Coordinator's highest resident memory in these runs, Ray's driver included: "
-        f"{result['resident_bytes'] / 1e6:.0f} MB"
+        f"The coordinator, Ray's driver included: {spread(result['processor_ms'])} ms of processor time a trial; "
+        f"highest resident memory in these runs {result['resident_bytes'] / 1e6:.0f} MB"
     )
 
 
 def show_size(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Cost by size."""
     table = Table(title=f"Cost of a no-op trial among the last {NUM_LAST}, by trials in the store")
-    for column in ("trials in the store", "ms a trial: median (least to greatest)", "seconds to take the run up"):
+    for column in (
+        *("trials in the store", "ms a trial: median (least to greatest)", "of it the coordinator's processor"),
+        "seconds to take the run up",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(f"{row['num_trials']:,}", spread(row["ms"]), spread(row["take_up_seconds"]))
+        spreads = (spread(row[name]) for name in ("ms", "processor_ms", "take_up_seconds"))
+        table.add_row(f"{row['num_trials']:,}", *spreads)
     table.caption = f"Goals: flat; {GOAL_RESTART_SECONDS:g} s to take up 100,000 trials."
     console.print(table)
 
@@ -376,16 +413,16 @@ def main() -> None:
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        kind, *numbers = arguments.one
-        result = run_memory() if kind == "memory" else run_noops(int(numbers[0]), num_done=int((*numbers, 0)[1]))
-        print(json.dumps(result))
+        kind, *made = arguments.one
+        print(json.dumps(run_memory() if kind == "memory" else run_noops(Path(made[0]))))
         return
     console, figures = Console(), {}
     figures["load_before"] = os.getloadavg()[0]
-    if arguments.what in (None, "speed"):
-        figures["speed"] = measure_speed(arguments.rounds)
-    if arguments.what in (None, "size"):
-        figures["size"] = measure_size(arguments.rounds)
+    with tempfile.TemporaryDirectory(prefix="archfleet-bench-") as scratch:
+        if arguments.what in (None, "speed"):
+            figures["speed"] = measure_speed(arguments.rounds, Path(scratch))
+        if arguments.what in (None, "size"):
+            figures["size"] = measure_size(min(arguments.rounds, SIZE_ROUNDS), Path(scratch))
     if arguments.what in (None, "memory"):
         figures["memory"] = ours("memory")
     if arguments.json:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -33,7 +32,8 @@ def test_the_interval_of_ratios_is_about_their_geometric_mean() -> None:
 
 
 @pytest.mark.fleet
-def test_trials_that_do_nothing_end_through_the_real_fleet_beside_older_ones_in_the_store() -> None:
-    result = load().in_a_process([sys.executable, str(Path(load().__file__)), "--one", "noops", "60", "20"])
-    assert len(result["ends"]) == 40
+def test_trials_that_do_nothing_end_through_the_real_fleet_beside_older_ones_in_the_store(tmp_path: Path) -> None:
+    load().make_store(tmp_path / "run", 60, num_done=20)
+    result = load().our_noops(tmp_path / "run")
+    assert len(result["ends"]) == len(result["processor_seconds"]) == 40
     assert result["take_up_seconds"] > 0
