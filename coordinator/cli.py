@@ -446,6 +446,35 @@ def train(
         console.print(words, markup=False, soft_wrap=True)
 
 
+@main.command(
+    epilog="  archfleet compare centre wide\n  archfleet compare centre wide narrow --json\n"
+    "  archfleet compare a/seed-0/observation.json b.json --noise-sd 0.011"
+)
+@click.argument("trainings", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--noise-sd",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Scatter of one run's loss over seeds, nats per token.  [default: from the seeds given]",
+)
+@_json_option
+def compare(trainings: tuple[Path, ...], noise_sd: float | None, as_json: bool) -> None:
+    """Compare TRAININGS (folders of `archfleet train`, or observations) with the first, window by window.
+
+    What is hard for all cancels. Two errors remain, windows and seeds, and the interval of a difference holds both;
+    with one seed each the second is not known, and no difference counts as shown.
+    """
+    from coordinator.compare import closing_words, comparison_table
+    from coordinator.compare import compare as compare_trainings
+
+    comparison = compare_trainings(trainings, noise_sd=noise_sd)
+    if as_json:
+        _print_json(comparison.model_dump(mode="json"))
+        return
+    console.print(comparison_table(comparison))
+    for words in closing_words(comparison):
+        console.print(words, markup=False, soft_wrap=True)
+
+
 def _recipe_options(command: Any) -> Any:
     """Options of how an engine holds and shares a model, alike for measuring and predicting."""
     quantization = click.option(

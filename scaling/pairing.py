@@ -72,8 +72,30 @@ def paired_difference(
     )
 
 
-def window_standard_error(runs: Sequence[TrainingObservation], others: Sequence[TrainingObservation]) -> float:
-    """Standard error of the paired difference over windows alone, nats per token: what other text might change.
+def noise_floor(noise: RunNoise, *, level: float = 0.9) -> float | None:
+    """By how much two runs of one architecture differ at most, with this probability, in nats per token.
+
+        t · sqrt(2) · sigma
+
+    None where the noise is not known.
+    """
+    if noise.sd is None or noise.degrees_of_freedom < 1:
+        return None
+    return _half_width(math.sqrt(2) * noise.sd, noise.degrees_of_freedom, level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowDifference:
+    """A paired difference and its error over windows alone: how it might be on other text, for these very runs."""
+
+    difference: Measured
+    standard_error: float
+
+
+def window_difference(
+    runs: Sequence[TrainingObservation], others: Sequence[TrainingObservation], *, level: float = 0.9
+) -> WindowDifference:
+    """Mean loss of `runs` minus that of `others`, with its t-interval over windows and no noise over seeds in it.
 
     Raises:
         ValueError: the runs were evaluated on different windows or corpora, or on one window alone.
@@ -81,7 +103,12 @@ def window_standard_error(runs: Sequence[TrainingObservation], others: Sequence[
     paired = _paired_windows(runs, others)
     if len(paired) < 2:
         raise ValueError("one held-out window has no standard error; evaluate on two or more")
-    return float(paired.std(ddof=1)) / math.sqrt(len(paired))
+    value, error = float(paired.mean()), float(paired.std(ddof=1)) / math.sqrt(len(paired))
+    interval = _around(value, _half_width(error, len(paired) - 1, level), level, "paired windows, t over windows")
+    count = len(runs) + len(others)
+    return WindowDifference(
+        difference=Measured(value=value, unit=UNIT, num_samples=count, interval=interval), standard_error=error
+    )
 
 
 def _paired_windows(runs: Sequence[TrainingObservation], others: Sequence[TrainingObservation]) -> Floats:

@@ -22,7 +22,8 @@ RUN_ELSEWHERE = {
     "make test": "this very test run",
     "archfleet run": "the study laptop takes ten minutes; quick and tiny studies run the same code",
     "archfleet run --quick": "tests/integration/test_quick_run.py",
-    "archfleet train config.json --tokens 1e6 --seeds 4 --out mine": "tests/coordinator/test_train.py, with fewer tokens",
+    "archfleet compare mine other": "tests/coordinator/test_compare.py",
+    "archfleet train config.json --tokens 1e6 --seeds 4 --out mine": "tests/coordinator/test_train.py",
     "archfleet run my-study.toml": "tests/integration/test_survives_kills.py runs a study file",
     "archfleet run my-study.toml --address head.example:6379": "tests/coordinator/fleet/test_ray_cluster.py",
 }
