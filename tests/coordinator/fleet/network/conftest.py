@@ -168,7 +168,7 @@ def wire() -> Iterator[Wire]:
         pytest.skip(why)
     number = os.getpid()
     name, near, far = f"archfleet-{number}", f"af{number}h", f"af{number}n"
-    network = f"10.231.{number % 64 * 4}"
+    network = f"10.231.{number % 250}"
     ip("netns", "add", name)
     here, there = open_tunnel(near), open_tunnel(far)
     made = Wire(
