@@ -66,14 +66,16 @@ class NoCheckpoint:
 class Snapshot:
     """Host copies of a model's weights and Adam's moments, taken again and again into the same memory.
 
-    `take` is what a run waits for: a copy in memory, not a hash and a disk. On a GPU it only queues the copies.
+    `take` is all that an update of the weights waits for: a copy in memory, not a hash and a disk. On a GPU it only
+    queues the copies, before whatever is queued later.
     """
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self._sources = {name: tensor.detach() for name, tensor in model.named_parameters()}
         self._parameters = dict(model.named_parameters())
         self._optimizer = optimizer
-        pinned = next(model.parameters()).is_cuda
+        self._device = next(model.parameters()).device
+        pinned = self._device.type == "cuda"
         self._tensors = {
             f"{part}.{name}": torch.zeros_like(tensor, device="cpu", pin_memory=pinned)  # zeros: its pages exist then
             for name, tensor in self._sources.items()
@@ -97,7 +99,7 @@ class Snapshot:
                 else:
                     target.copy_(source, non_blocking=True)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._device))
 
     def tensors(self) -> dict[str, Tensor]:
         """What was taken last; waits for the copies."""

@@ -202,6 +202,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 self._halve_micro_batch(error)
         gradient_norm = clip_gradients(self.parameters, self.recipe.gradient_clip_norm)
+        self.writer.wait_copied()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.curve.add(loss, gradient_norm)

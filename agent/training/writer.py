@@ -1,8 +1,8 @@
-"""The writer of a run's checkpoints: a copy in memory while the run waits, hash and disk in a thread beside it.
+"""The writer of a run's checkpoints: copied in memory, hashed and written by a thread beside the run.
 
-One write at a time; a write that failed is raised by the next call. Checkpoints that take no longer to write than to
-hand over are written at once. The time spent on writing is bounded: after a write of t seconds, the next begins no
-sooner than `REST_FACTOR` · t later.
+The run goes on with the next gradients at once: only before it changes the weights does it wait for the copy. One
+write at a time; a write that failed is raised by the next call. Small checkpoints are written at once. The time spent
+on writing is bounded: after a write of t seconds, the next begins no sooner than `REST_FACTOR` · t later.
 """
 
 import threading
@@ -53,6 +53,8 @@ class CheckpointWriter:
         in_background = num_checkpoint_bytes(model.parameters()) > at_once_bytes
         self._snapshot = Snapshot(model, optimizer) if in_background else None
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._copied.set()
         self._error: Exception | None = None
         self._rested_at = -float("inf")
         self.last_step: int | None = None
@@ -84,26 +86,31 @@ class CheckpointWriter:
             save_checkpoint(self._folder, state, self._model, self._optimizer, assignment_hash=self._assignment_hash)
             self._written(state, started)
             return
-        self._snapshot.take()
+        self._copied.clear()
         self._thread = threading.Thread(
             target=self._write, args=(self._snapshot, state, started), name="archfleet-checkpoint"
         )
         self._thread.start()
 
+    def wait_copied(self) -> None:
+        """Until the state to be written is copied: called before weights or moments change."""
+        self._copied.wait()
+
     def save_now(self, state: RunState) -> bool:
         """Leave a checkpoint behind within `DRAIN_SECONDS`, this one if there is the time; False if an earlier one.
 
-        A write under way is waited for. Where another of its length would take too long, it is the one that stays.
+        A write under way is waited for. Where one as long as the last would take too long, the last is what stays; a
+        run that has none yet takes the time that it takes.
 
         Raises:
             Exception: what a write failed with.
         """
-        asked_at, was_busy = self._clock(), self._busy
+        asked_at = self._clock()
         self.wait()
         if self.last_step == state.step:
             return True
-        spent = self._clock() - asked_at
-        if was_busy and spent + self.write_seconds > _RESERVE * DRAIN_SECONDS:
+        expected = self._clock() - asked_at + self.write_seconds
+        if self.last_step is not None and expected > _RESERVE * DRAIN_SECONDS:
             return False
         self.begin(state)
         self.wait()
@@ -132,6 +139,10 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, state: RunState, started: float) -> None:
         try:
+            try:
+                snapshot.take()
+            finally:
+                self._copied.set()
             write_checkpoint(self._folder, state, snapshot.tensors(), assignment_hash=self._assignment_hash)
             self._written(state, started)
         except Exception as error:

@@ -75,6 +75,7 @@ def test_the_run_goes_on_while_what_it_was_is_written(
 ) -> None:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     assert writer.save(RunState(step=3))
+    writer.wait_copied()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
@@ -129,6 +130,17 @@ def test_a_run_that_leaves_saves_its_last_step_after_the_write_under_way(
     folder.may_write.set()
     assert writer.save_now(RunState(step=2))
     assert _restored(model, folder)[0] == RunState(step=2)
+
+
+def test_a_run_that_leaves_does_not_begin_what_it_has_no_time_for(
+    model: Decoder, folder: SlowFolder, clock: Clock, writer: CheckpointWriter
+) -> None:
+    writer.save(RunState(step=1))
+    clock.now = 0.9 * DRAIN_SECONDS
+    folder.may_write.set()
+    writer.wait()
+    assert not writer.save_now(RunState(step=2))
+    assert _restored(model, folder)[0] == RunState(step=1)
 
 
 def test_a_run_that_leaves_keeps_the_write_under_way_where_another_would_take_too_long(
