@@ -154,13 +154,14 @@ class _Watcher:
             self.samples.append(self.sample(snapshot.num_done))
 
     def sample(self, num_done: int) -> dict[str, float]:
-        """Resident memory, open files and the store's files, in bytes."""
+        """Resident memory, open files, the store's write-ahead log in bytes, and the series that a scrape gives."""
         wal = self.run_directory / f"{FILE_NAME}-wal"
         return {
             "num_done": num_done,
             "resident_bytes": _resident_bytes(),
             "num_open_files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
             "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+            "num_series": _num_series(self.run_directory),
         }
 
 
@@ -351,14 +352,24 @@ def _accepted(store: Store) -> dict[str, int]:
 def _soak(samples: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     """Growth over the second half of the run, per trial; null for a run too short to tell."""
     if len(samples) < MIN_SAMPLES:
-        return dict.fromkeys(("resident_bytes_per_trial", "open_files_growth", "largest_wal_bytes"))
+        return dict.fromkeys(("resident_bytes_per_trial", "open_files_growth", "largest_wal_bytes", "series_growth"))
     middle, last = samples[len(samples) // 2], samples[-1]
     num_trials = max(1.0, last["num_done"] - middle["num_done"])
     return {
         "resident_bytes_per_trial": (last["resident_bytes"] - middle["resident_bytes"]) / num_trials,
         "open_files_growth": last["num_open_files"] - middle["num_open_files"],
         "largest_wal_bytes": max(sample["wal_bytes"] for sample in samples),
+        "series_growth": last["num_series"] - middle["num_series"],
     }
+
+
+def _num_series(run_directory: Path) -> float:
+    """Time series in one scrape; 0 always where the metrics' library is not installed."""
+    try:
+        from coordinator.metrics import StudyCollector
+    except ModuleNotFoundError:
+        return 0.0
+    return float(sum(len(family.samples) for family in StudyCollector(run_directory).collect()))
 
 
 def _resident_bytes() -> float:
@@ -425,7 +436,8 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "soak, second half",
             f"memory {soak['resident_bytes_per_trial'] / 1e3:+.1f} kB a trial, open files "
-            f"{soak['open_files_growth']:+.0f}, write-ahead log at most {soak['largest_wal_bytes'] / 1e6:.1f} MB",
+            f"{soak['open_files_growth']:+.0f}, write-ahead log at most {soak['largest_wal_bytes'] / 1e6:.1f} MB, "
+            f"time series {soak['series_growth']:+.0f}",
         )
 
 

@@ -125,3 +125,4 @@ def test_ten_thousand_trials_on_sixty_four_agents_keep_every_promise_and_leak_no
     assert soak["open_files_growth"] <= 0
     assert soak["largest_wal_bytes"] < 64e6
     assert soak["resident_bytes_per_trial"] < 50e3
+    assert soak["series_growth"] <= 60, "later stages and new kinds of failure have some; trials have none"
