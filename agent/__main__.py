@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from agent.assignment import AssignmentAdapter, BenchAssignment, TrainAssignment
-from agent.blobs import directory_fetcher
+from agent.blobs import Fetch
 from agent.failures import InvalidInputError
 from agent.worker import Worker
 from scaling.observations import Failure, Observation, Progress, TrainingObservation
@@ -54,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run one assignment file", epilog=_EXAMPLES, formatter_class=_RAW)
     run.add_argument("assignment", type=Path, help="JSON file of a train or bench assignment")
-    run.add_argument("--blobs", type=Path, help="folder that holds the corpus; needed to train")
+    run.add_argument(
+        "--blobs",
+        type=Path,
+        help="folder that holds the corpus (of `corpus`, or of archfleet data prepare); needed to train",
+    )
     run.add_argument("--work", type=Path, help="folder for checkpoints; by default one that is removed at the end")
     run.add_argument("--json", action="store_true", help="one line of JSON and no progress, for programs")
     run.set_defaults(command=_run)
@@ -89,12 +93,13 @@ def _run(options: argparse.Namespace) -> int:
     assignment = read_assignment(options.assignment)
     if isinstance(assignment, TrainAssignment) and options.blobs is None:
         raise InvalidInputError(
-            "a train assignment needs its corpus: add --blobs DIR, a folder written by python -m agent corpus --out DIR"
+            "a train assignment needs its corpus: add --blobs DIR, a folder that archfleet data prepare or "
+            "python -m agent corpus --out DIR wrote"
         )
     if options.blobs is not None and not options.blobs.is_dir():
         raise InvalidInputError(f"--blobs {options.blobs} is not a folder; python -m agent corpus --out DIR writes one")
     with _work_directory(options.work) as work_directory:
-        worker = Worker("local", work_directory, directory_fetcher(options.blobs or work_directory))
+        worker = Worker("local", work_directory, _fetch_from(options.blobs or work_directory))
         with _reporter(quiet=options.json) as report:
             observation = _last(worker.run(assignment), report)
         print(observation.model_dump_json(indent=None if options.json else 1), flush=True)
@@ -105,6 +110,12 @@ def _run(options: argparse.Namespace) -> int:
     if isinstance(observation, TrainingObservation) and not options.json:
         print(_summary(observation), file=sys.stderr)
     return 0
+
+
+def _fetch_from(directory: Path) -> Fetch:
+    from agent.training.prepared import corpus_fetcher
+
+    return corpus_fetcher(directory)
 
 
 def _last(events: Iterator[Progress | Observation], report: Callable[[Progress], None]) -> Observation:

@@ -153,8 +153,7 @@ def describe_file(path: Path) -> TokenFile:
         return _describe_megatron(path, size)
     if path.suffix == ".npy":
         return _describe_numpy(path)
-    with path.open("rb") as file:
-        head = file.read(12)
+    head = _beginning(path, 12)
     magic, _, num_tokens = struct.unpack("<iii", head) if len(head) == 12 else (0, 0, 0)
     if magic in _MAGIC_NUMBERS and size >= _HEADER_BYTES:
         dtype, vocab_size, end_of_text_id = _MAGIC_NUMBERS[magic]
@@ -170,7 +169,7 @@ def describe_file(path: Path) -> TokenFile:
 
 def _describe_megatron(path: Path, size: int) -> TokenFile:
     index = path.with_suffix(".idx")
-    head = index.open("rb").read(_MEGATRON_HEAD.size)
+    head = _beginning(index, _MEGATRON_HEAD.size)
     if len(head) < _MEGATRON_HEAD.size or not head.startswith(_MEGATRON_MAGIC):
         raise CorpusError(
             f"{index} is no index of Megatron's (it begins with {head[:9]!r}, expected {_MEGATRON_MAGIC!r})"
@@ -246,7 +245,7 @@ def _scan(
     size = file.path.stat().st_size - file.header_bytes
     if size % kind.itemsize or not size:
         raise CorpusError(f"{file.path} has {size:,} bytes of tokens, no whole number of {dtype}; name its --dtype")
-    hashes = hashlib.sha256(file.path.open("rb").read(file.header_bytes))
+    hashes = hashlib.sha256(_beginning(file.path, file.header_bytes))
     largest = num_documents = num_bytes = 0
     for tokens in _blocks(file, kind):
         hashes.update(tokens.data.cast("B"))
@@ -267,6 +266,11 @@ def _scan(
         header_bytes=file.header_bytes,
         largest_token=largest,
     )
+
+
+def _beginning(path: Path, num_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(num_bytes)
 
 
 def _blocks(file: TokenFile, kind: np.dtype[np.unsignedinteger]) -> Iterator[NDArray[np.unsignedinteger]]:
