@@ -43,6 +43,7 @@ bench: $(STAMP) ## speed of the science beside plain implementations, measured s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fit.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_space.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_propose.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_data.py
 
 bench-fleet: $(STAMP) $(ENGINES)/peers/.installed ## store, scrape and fleet: speed beside Ray Tune and Optuna in turns, size, memory
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_store.py

@@ -22,6 +22,9 @@ RUN_ELSEWHERE = {
     "make test": "this very test run",
     "archfleet run": "the study laptop takes ten minutes; quick and tiny studies run the same code",
     "archfleet run --quick": "tests/integration/test_quick_run.py",
+    "archfleet data import shards/*.bin --out corpus": "tests/coordinator/test_data.py",
+    "archfleet data inspect corpus": "tests/coordinator/test_data.py",
+    "archfleet data check corpus": "tests/coordinator/test_data.py",
     "archfleet compare mine other": "tests/coordinator/test_compare.py",
     "archfleet train config.json --tokens 1e6 --seeds 4 --out mine": "tests/coordinator/test_train.py",
     "archfleet run my-study.toml": "tests/integration/test_survives_kills.py runs a study file",
@@ -71,6 +74,10 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shape, place in zip(shapes, (folder, folder / "other"), strict=True):
         place.mkdir(exist_ok=True)
         (place / "config.json").write_text(json.dumps(shape.to_hf_config()))
+    (folder / "texts").mkdir()
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "scaling").glob("*.py")))
+    for start in range(0, len(text), 500):
+        (folder / "texts" / f"{start}.txt").write_text(text[start : start + 500], encoding="utf-8")
     corpus = build_stdlib_corpus(folder / "own-blobs", vocab_size=512, source=ROOT / "scaling")
     shutil.copytree(folder / "own-blobs", folder / "blobs")
     assignment = TrainAssignment(

@@ -86,7 +86,9 @@ def run(*, megabytes: float, num_processes: int) -> dict[str, Any]:
         folder = Path(name)
         sample = write_text(folder / "text.jsonl", int(megabytes * 1e6))
         (folder / "tokenizer.json").write_bytes(tokenizer_json(train_bpe(sample, VOCAB_SIZE)))
-        preparation = Preparation(sources=(str(folder / "text.jsonl"),), tokenizer=folder / "tokenizer.json")
+        preparation = Preparation(
+            sources=(str(folder / "text.jsonl"),), tokenizer=folder / "tokenizer.json", validation_share=0.1
+        )
 
         def prepared() -> int:
             made = prepare(preparation, folder / "corpus", progress=Silent(), num_processes=num_processes)
