@@ -89,6 +89,13 @@ class Worker:
             return elsewhere if "://" in elsewhere else Path(elsewhere)
         return self._work_directory / "checkpoints"
 
+    @property
+    def _trunks(self) -> Path:
+        """Beside the checkpoints where those lie in a directory, which other machines may share; else on this one."""
+        checkpoints = self._checkpoints
+        shares = isinstance(checkpoints, Path) and checkpoints != self._work_directory / "checkpoints"
+        return (Path(checkpoints) if shares else self._work_directory) / "trunks"
+
     def _dispatch(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
         """The generator that does the work; its imports happen, and may fail, at its first step."""
         if isinstance(assignment, TrainAssignment):
@@ -102,7 +109,7 @@ class Worker:
                 agent=self.agent_name,
                 clock=self._clock,
                 unix_time=self._unix_time,
-                trunks=TrunkStore(self._work_directory / "trunks"),
+                trunks=TrunkStore(self._trunks),
             )
         else:
             from agent.benchmark.run import run_benchmark

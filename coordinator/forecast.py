@@ -24,7 +24,10 @@ def describe(planned: PlannedTrial) -> str:
     if isinstance(assignment, TrainAssignment):
         recipe = assignment.recipe
         seed = f" seed {recipe.seed}" if recipe.seed else ""
-        return f"train {assignment.architecture.label} on {recipe.num_tokens / 1e6:.2f} M tokens ({planned.role}{seed})"
+        own = (recipe.num_tokens - assignment.trunk_tokens) / 1e6
+        branch = f", {own:.2f} M of them after its trunk" if assignment.trunk_tokens else ""
+        tokens = f"{recipe.num_tokens / 1e6:.2f} M tokens{branch}"
+        return f"train {assignment.architecture.label} on {tokens} ({planned.role}{seed})"
     where = f" on {assignment.hardware}" if assignment.hardware else ""
     return f"bench {assignment.architecture.label} under {assignment.recipe.engine}{where}"
 

@@ -8,7 +8,7 @@ from agent.assignment import TrainAssignment
 from coordinator import planner
 from coordinator.analysis import analyse
 from coordinator.budget import first_runs, planned_train_seconds
-from coordinator.forecast import expected_trials, seconds_left
+from coordinator.forecast import describe, expected_trials, seconds_left
 from coordinator.plan import PlannedTrial, Role
 from coordinator.shapes import centre_shape
 from coordinator.store import Store
@@ -114,6 +114,11 @@ def test_agents_never_run_dry_for_a_trunk(driver) -> None:
         if trial_id != trunk:
             driver.run_trial(trial_id)
     assert driver.plan()[0] == "branches"
+
+
+def test_a_branch_says_what_it_trains_itself(three: list[PlannedTrial]) -> None:
+    words = describe(share_trunks(three).branches[0].trial)
+    assert words.endswith("on 0.51 M tokens, 0.15 M of them after its trunk (reference)")
 
 
 def test_branches_whose_trunk_failed_are_left_out_and_that_is_said(driver) -> None:

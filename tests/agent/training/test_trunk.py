@@ -11,12 +11,13 @@ import torch
 from pydantic import ValidationError
 
 from agent.assignment import TrainAssignment
-from agent.blobs import BlobCache
+from agent.blobs import BlobCache, directory_fetcher
 from agent.training.checkpoint import NoCheckpoint, RunState
 from agent.training.model import Decoder, init_weights
 from agent.training.optim import make_optimizer
 from agent.training.run import train
 from agent.training.trunk import TrunkStore, trunk_key
+from agent.worker import CHECKPOINTS_VARIABLE, Worker
 from scaling.architecture import Architecture
 from scaling.observations import Failure, Progress, TrainingObservation
 from scaling.recipes import TrainingRecipe
@@ -213,3 +214,19 @@ def test_branches_that_share_no_trunk_are_refused(long: TrainAssignment) -> None
 
 def test_an_assignment_without_branches_is_named_as_before(assignment: TrainAssignment) -> None:
     assert not {"branch_tokens", "trunk_tokens"} & assignment.model_dump().keys()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["one machine", "a shared directory"])
+def test_workers_of_one_machine_or_of_a_shared_directory_share_their_trunks(
+    long: TrainAssignment, blob_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    if shared:
+        monkeypatch.setenv(CHECKPOINTS_VARIABLE, str(tmp_path / "everywhere"))
+    other = tmp_path / ("other-machine" if shared else "machine")
+    first = Worker("node-0", tmp_path / "machine", directory_fetcher(blob_directory))
+    second = Worker("node-1", other, directory_fetcher(blob_directory))
+    *_, trunk = first.run(long)
+    *_, short = second.run(branch(long, SHORT))
+    assert isinstance(trunk, TrainingObservation)
+    assert isinstance(short, TrainingObservation)
+    assert short.inherited_tokens == 0.7 * SHORT
