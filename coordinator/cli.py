@@ -475,6 +475,37 @@ def compare(trainings: tuple[Path, ...], noise_sd: float | None, as_json: bool) 
         console.print(words, markup=False, soft_wrap=True)
 
 
+@main.command(
+    epilog="  archfleet score mine/seed-0/model\n  archfleet score mine/seed-0/model --tasks piqa,sciq --json\n"
+    "  archfleet score mine/seed-0/model --tasks my_task --task-path my-tasks"
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--tasks", help="Names of the harness, a,b.  [default: the nine of arXiv 2510.18245]")
+@click.option("--task-path", type=click.Path(path_type=Path), help="A folder with task files beside the harness's own.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many examples of each task: a look.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the scores here too (JSON).")
+@_json_option
+def score(model: Path, out: Path | None, as_json: bool, **settings: Any) -> None:
+    """Score a trained MODEL (a folder of `archfleet train`) on downstream tasks, zero-shot, by lm-evaluation-harness.
+
+    The harness is an extra (`pip install 'archfleet[eval]'`), or lives in an interpreter of its own, which
+    ARCHFLEET_LM_EVAL_PYTHON names. Data sets come from its cache or the internet; all are fetched before any is scored.
+    """
+    from coordinator.score import ScoreOptions, closing_words, run_scoring, scores_table
+    from coordinator.training_folder import write_json
+
+    scores = run_scoring(model, ScoreOptions(**settings), console=errors)
+    if out is not None:
+        write_json(out, scores)
+    if as_json:
+        _print_json(scores.model_dump(mode="json"))
+        return
+    console.print(scores_table(scores))
+    console.print(closing_words(scores), markup=False, soft_wrap=True)
+
+
 def _recipe_options(command: Any) -> Any:
     """Options of how an engine holds and shares a model, alike for measuring and predicting."""
     quantization = click.option(

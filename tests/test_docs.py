@@ -25,6 +25,7 @@ RUN_ELSEWHERE = {
     "archfleet data import shards/*.bin --out corpus": "tests/coordinator/test_data.py",
     "archfleet data inspect corpus": "tests/coordinator/test_data.py",
     "archfleet data check corpus": "tests/coordinator/test_data.py",
+    "archfleet score mine/seed-0/model --tasks piqa,sciq": "tests/agent/scoring/test_harness.py, on a local task",
     "archfleet compare mine other": "tests/coordinator/test_compare.py",
     "archfleet train config.json --tokens 1e6 --seeds 4 --out mine": "tests/coordinator/test_train.py",
     "archfleet run my-study.toml": "tests/integration/test_survives_kills.py runs a study file",

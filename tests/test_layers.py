@@ -16,6 +16,7 @@ HOMES = {
     "transformers": ("agent/training/", "agent/engines/"),
     "vllm": ("agent/engines/",),
     "sglang": ("agent/engines/",),
+    "lm_eval": ("agent/scoring/lm_eval_driver.py",),
     "matplotlib": ("coordinator/report/",),
     "jinja2": ("coordinator/report/",),
     "prometheus_client": ("coordinator/metrics.py", "coordinator/metric_families.py"),
