@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -42,7 +42,7 @@ class RunState(Value):
     recent_loss_sum: float = 0.0
     """Sum of the training losses of the steps since the curve's last point."""
     recent_steps: NonNegativeInt = 0
-    micro_batch_sequences: NonNegativeInt = 0
+    micro_batch_sequences: NonNegativeInt = Field(0, exclude_if=lambda sequences: sequences == 0)
     """Sequences whose gradients are formed at once; 0 where it was not chosen yet. Kept, as it decides the rounding."""
 
 

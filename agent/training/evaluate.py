@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from agent.training.data import gather_windows
+from agent.training.loss import chunk_tokens, token_cross_entropy
 from agent.training.model import Decoder
 from agent.training.shards import Tokens
 
@@ -36,9 +38,17 @@ def token_losses(
     for first in range(0, len(offsets), batch):
         inputs, targets = gather_windows(tokens, offsets[first : first + batch], sequence_length)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits_BTV = model(inputs.to(device)).float()
-            losses_BT = functional.cross_entropy(logits_BTV.transpose(1, 2), targets.to(device), reduction="none")
+            losses_BT = _losses(model, inputs.to(device), targets.to(device))
         yield losses_BT.cpu().numpy()
+
+
+def _losses(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Of every token; in chunks where the logits of a single window are too many to hold."""
+    if inputs_BT.numel() > chunk_tokens(model.architecture.vocab_size):
+        hidden_ND = model.hidden_states(inputs_BT).flatten(0, 1)
+        return token_cross_entropy(hidden_ND, model.head_weight, targets_BT.flatten()).view_as(targets_BT)
+    logits_BTV = model(inputs_BT).float()
+    return functional.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
 
 
 def window_means(losses: NDArray[np.float32]) -> list[float]:

@@ -91,6 +91,19 @@ def linear_cross_entropy(
     return loss + z_loss_weight * logits_NV.logsumexp(dim=-1).square().sum() if z_loss_weight else loss
 
 
+def token_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, logits_bytes: int = LOGITS_BYTES
+) -> Tensor:
+    """Cross-entropy of every token, fp32 (N,), a chunk of tokens at a time; for evaluation, under its autocast."""
+    chunk = chunk_tokens(weight_VD.shape[0], logits_bytes)
+    parts = [slice(first, first + chunk) for first in range(0, hidden_ND.shape[0], chunk)]
+    logits = (functional.linear(hidden_ND[part], weight_VD).float() for part in parts)
+    losses = [
+        functional.cross_entropy(z, targets_N[part], reduction="none") for z, part in zip(logits, parts, strict=True)
+    ]
+    return torch.cat(losses)
+
+
 def chunk_tokens(vocab_size: int, logits_bytes: int = LOGITS_BYTES) -> int:
     """Tokens whose fp32 logits fit into a number of bytes; a multiple of 128 where that is more, at least one."""
     tokens = max(1, logits_bytes // (4 * vocab_size))

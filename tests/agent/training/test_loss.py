@@ -3,15 +3,18 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agent.training.loss import LOGITS_BYTES, SummedLoss, chunk_tokens, linear_cross_entropy
+from agent.training.evaluate import token_losses
+from agent.training.loss import LOGITS_BYTES, SummedLoss, chunk_tokens, linear_cross_entropy, token_cross_entropy
 from agent.training.model import Decoder, init_weights
 from scaling.architecture import Architecture
 
@@ -118,3 +121,30 @@ def test_a_batch_of_a_decoder_gives_its_summed_loss(small_architecture: Architec
     loss = SummedLoss(decoder)(tokens[:, :-1], tokens[:, 1:])
     assert 0.9 * math.log(300) < loss.item() / 48 < 1.4 * math.log(300)
     assert {id(p) for p in SummedLoss(decoder).parameters()} == {id(p) for p in decoder.parameters()}
+
+
+def test_losses_of_tokens_are_those_of_the_whole_and_never_hold_all_logits() -> None:
+    hidden, weight, targets = _inputs(100, 8, 500, torch.float32)
+    with torch.no_grad(), _Largest() as largest:
+        chunked = token_cross_entropy(hidden, weight, targets, logits_bytes=4 * 500 * 16)
+    assert largest.num_elements == 16 * 500
+    whole = functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    assert torch.allclose(chunked, whole, atol=1e-5)
+    assert chunked.sum().item() == pytest.approx(linear_cross_entropy(hidden, weight, targets).item(), rel=1e-6)
+
+
+def test_held_out_windows_too_large_for_whole_logits_have_the_same_losses(
+    small_architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(small_architecture, max_sequence_length=16)
+    init_weights(decoder, seed=0)
+    tokens = np.arange(0, 3000, 7, dtype=np.uint16) % 300
+    offsets = np.array([0, 48, 160])
+
+    def losses() -> NDArray[np.float32]:
+        return np.concatenate(list(token_losses(decoder, tokens, offsets, sequence_length=16)))
+
+    whole = losses()
+    monkeypatch.setattr("agent.training.evaluate.chunk_tokens", lambda _: 5)
+    assert whole.shape == (3, 16)
+    assert np.allclose(losses(), whole, atol=1e-5)
