@@ -84,6 +84,11 @@ class TrainingObservation(Value):
     segments."""
     train_seconds: NonNegativeFloat
     num_resumes: NonNegativeInt = 0
+    num_devices: PositiveInt = Field(1, exclude_if=lambda number: number == 1)
+    """That trained together when the run ended; each took its share of every batch."""
+    strategy: Literal["ddp", "fsdp"] | None = Field(None, exclude_if=lambda strategy: strategy is None)
+    """How several devices shared the work: whole copies of the model, or shards of it. Null for one device; both are
+    left out of the JSON then."""
     curve: tuple[TrainingPoint, ...]
     provenance: Provenance
 

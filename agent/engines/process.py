@@ -77,14 +77,14 @@ def run_process(
     clock: Clock = time.monotonic,
 ) -> Generator[EngineMessage | Tick | EngineFailure, None, None]:
     """Run an engine's driver; yield its messages, a `Tick` at least once a tick, and last a result or a failure."""
-    num_kernel_kills = _num_kernel_kills()
+    kills_before = count_kernel_kills()
     mark = uuid.uuid4().hex
     try:
-        process = _start(command, log_file, {**(environment or {}), MARK_VARIABLE: mark})
+        process = start(command, log_file, {**(environment or {}), MARK_VARIABLE: mark})
     except OSError as error:
         yield EngineFailure(failure_kind="engine-start", message=f"cannot start {command[0]}: {error.strerror}")
         return
-    lines = _Lines(process, log_file)
+    lines = Lines(process, log_file)
     started = phase_started = last_tick = clock()
     phase, deadline_seconds, has_exited = "load", load_deadline_seconds, False
     try:
@@ -95,15 +95,15 @@ def run_process(
             left_seconds = phase_started + deadline_seconds - clock()
             if left_seconds <= 0:
                 message = f"no end of {phase} within {deadline_seconds:g} s; the engine was killed"
-                yield EngineFailure(failure_kind="timeout", message=message, detail=_tail(log_file))
+                yield EngineFailure(failure_kind="timeout", message=message, detail=tail(log_file))
                 return
             line = lines.read(0 if has_exited else min(tick_seconds, left_seconds))
             if line is None and not has_exited:
-                has_exited = _exit_status(process) is not None  # a child that it left may hold its output open
+                has_exited = exit_status(process) is not None  # a child that it left may hold its output open
                 continue
             if not line:
-                kernel_killed = _num_kernel_kills() > num_kernel_kills
-                yield _classify_exit(_wait_exit(process), phase, log_file, kernel_killed=kernel_killed)
+                kernel_killed = count_kernel_kills() > kills_before
+                yield _classify_exit(wait_exit(process), phase, log_file, kernel_killed=kernel_killed)
                 return
             message_or_failure = _parse(line, log_file)
             if message_or_failure is None:
@@ -118,7 +118,8 @@ def run_process(
         lines.close()
 
 
-def _start(command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, its log in a file, its input and output held by pipes."""
     with log_file.open("wb") as log:
         return subprocess.Popen(
             command,
@@ -130,7 +131,7 @@ def _start(command: Sequence[str], log_file: Path, environment: Mapping[str, str
         )
 
 
-class _Lines:
+class Lines:
     """Lines of a process's standard output, with a timeout; what is no message goes to the log."""
 
     def __init__(self, process: subprocess.Popen[bytes], log_file: Path) -> None:
@@ -180,14 +181,14 @@ def _parse(line: bytes, log_file: Path) -> EngineMessage | EngineFailure | None:
         message = MessageAdapter.validate_json(line)
     except ValidationError as error:
         text = f"the driver broke the protocol: {error.errors()[0]['msg']} in {line[:200]!r}"
-        return EngineFailure(failure_kind="validation", message=text, detail=_tail(log_file))
+        return EngineFailure(failure_kind="validation", message=text, detail=tail(log_file))
     if isinstance(message, EngineError):
-        return EngineFailure(failure_kind=message.failure_kind, message=message.message, detail=_tail(log_file))
+        return EngineFailure(failure_kind=message.failure_kind, message=message.message, detail=tail(log_file))
     return message
 
 
 def _classify_exit(exit_code: int | None, phase: str, log_file: Path, *, kernel_killed: bool) -> EngineFailure:
-    detail = _tail(log_file)
+    detail = tail(log_file)
     kind: FailureKind = "engine-start" if phase == "load" else "unknown"
     if exit_code is None:
         ending = "closed its output and went on"
@@ -202,7 +203,7 @@ def _classify_exit(exit_code: int | None, phase: str, log_file: Path, *, kernel_
     return EngineFailure(failure_kind=kind, message=message, detail=detail)
 
 
-def _tail(log_file: Path) -> str:
+def tail(log_file: Path) -> str:
     """The last lines of the log."""
     with contextlib.suppress(OSError), log_file.open("rb") as log:
         log.seek(0, os.SEEK_END)
@@ -217,7 +218,7 @@ def _printable(line: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
-def _num_kernel_kills() -> int:
+def count_kernel_kills() -> int:
     """How many processes the kernel has killed for want of memory, since boot (Linux; 0 elsewhere)."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text().splitlines():
@@ -226,14 +227,15 @@ def _num_kernel_kills() -> int:
     return 0
 
 
-def _wait_exit(process: subprocess.Popen[bytes], timeout_seconds: float = 1.0) -> int | None:
+def wait_exit(process: subprocess.Popen[bytes], timeout_seconds: float = 1.0) -> int | None:
+    """The exit status, left unreaped, once it has ended; None if it goes on when the time is over."""
     deadline = time.monotonic() + timeout_seconds
-    while (status := _exit_status(process)) is None and time.monotonic() < deadline:
+    while (status := exit_status(process)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     return status
 
 
-def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
+def exit_status(process: subprocess.Popen[bytes]) -> int | None:
     """The exit status, left unreaped so that the group's number cannot be given to others; None if it goes on."""
     ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:

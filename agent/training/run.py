@@ -8,6 +8,7 @@ assignment goes on, on the CPU bit for bit as if it had never stopped. The calle
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from agent.training.checkpoint import discard_checkpoint, trim_checkpoints
 from agent.training.compiling import Choice, compile_choice
 from agent.training.corpus import load_corpus
 from agent.training.data import TokenStream, held_out_windows
-from agent.training.evaluate import token_losses, window_means
+from agent.training.evaluate import window_means
 from agent.training.folder import below
 from agent.training.micro_batch import train_flops_per_token
 from agent.training.model import Decoder
@@ -62,6 +63,7 @@ def train(
     compiled: Choice | None = None,
     trunks: TrunkStore | None = None,
     on_finished: Finished | None = None,
+    make_trainer: Callable[..., Trainer] = Trainer,
 ) -> Iterator[Progress | TrainingObservation | Failure]:
     """Train and evaluate, or resume; the last item is the observation or a `nan-loss` failure.
 
@@ -77,6 +79,7 @@ def train(
         compiled: whether layers are compiled; by default what the environment says (`compiling.py`).
         trunks: where states are left for other runs, and taken up from them; without it every run is from scratch.
         on_finished: called after the evaluation and before the observation is given, for what only some keep.
+        make_trainer: makes the trainer; several processes that train together have one of their own.
 
     Raises:
         InvalidInputError: the corpus cannot be had or does not fit the assignment.
@@ -95,7 +98,7 @@ def train(
         trim_checkpoints(
             checkpoint_directory, max_bytes=MAX_CHECKPOINT_BYTES, spare=assignment.id, now_unix=unix_time()
         )
-    trainer = Trainer(
+    trainer = make_trainer(
         assignment,
         data.stream,
         device=device,
@@ -109,8 +112,10 @@ def train(
     batches: list[NDArray[np.float32]] = []
     try:
         if not trainer.done:
-            trainer.compile(compiled or compile_choice())
+            choice = compiled or compile_choice()
+            yield from _beside(lambda: trainer.compile(choice), _progress(trainer, "compiling the layers", None))
         peak = peak_flops_per_second(describe_device(on_gpu=device == "cuda").hardware)
+        peak = peak and peak * trainer.num_devices
         yield from _train_steps(trainer, clock, Telemetry(trainer, power, peak))
         yield from _evaluate(trainer, data, batches, clock)
     except DivergedError as error:
@@ -155,6 +160,16 @@ def load_data(assignment: TrainAssignment, blobs: BlobCache) -> TrainingData:
         validation, sequence_length=recipe.sequence_length, num_windows=assignment.num_eval_windows
     )
     return TrainingData(stream, validation, offsets)
+
+
+def _beside(work: Callable[[], object], sign: Progress) -> Iterator[Progress]:
+    """Do a long work on a thread, with a sign of life about every second; whoever closes does not wait for it."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="archfleet-compile")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    while not wait([future], timeout=_REPORT_EVERY_SECONDS).done:
+        yield sign
+    future.result()
 
 
 class Telemetry:
@@ -235,8 +250,7 @@ def _evaluate(
 ) -> Iterator[Progress]:
     """Append the held-out losses of every token, some windows at a time, to `batches`."""
     reported_at, num_windows = clock(), 0
-    length = trainer.recipe.sequence_length
-    for batch in token_losses(trainer.model, data.validation, data.offsets, sequence_length=length):
+    for batch in trainer.held_out_losses(data.validation, data.offsets):
         batches.append(batch)
         num_windows += len(batch)
         if not np.isfinite(batch).all():

@@ -4,14 +4,17 @@ A step forms the gradients of its batch a micro-batch at a time, sums them, clip
 the device; `point`, `save` and `leave_trunk` do. Weights, gradients and moments are fp32; on a GPU matrices multiply in
 bf16. `run.py` drives it and reports.
 
-Seams for whoever trains on several devices: `device`, `wrap` (what the summed loss of a micro-batch is called through)
-and `micro_batch`.
+`parallel_trainer.py` trains on several devices by overriding how state is loaded and kept, gradients are summed and
+clipped, and held-out losses are formed.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agent.assignment import TrainAssignment
@@ -19,16 +22,20 @@ from agent.failures import DivergedError, classify
 from agent.training.checkpoint import NoCheckpoint, RunState, restore_checkpoint
 from agent.training.compiling import Choice, compile_layers, should_compile
 from agent.training.curve import Curve
-from agent.training.evaluate import summarise
+from agent.training.evaluate import summarise, token_losses
 from agent.training.feed import Feed, Stream
-from agent.training.folder import open_folder
+from agent.training.folder import Folder, open_folder
 from agent.training.loss import SummedLoss
 from agent.training.micro_batch import fitting_sequences, halved, swift_sequences
 from agent.training.model import Decoder, init_weights
 from agent.training.optim import clip_gradients, make_optimizer, schedule, set_rates
+from agent.training.shards import Tokens
 from agent.training.trunk import TrunkStore, trunk_key
 from agent.training.writer import CheckpointWriter
 from scaling.observations import Provenance, TrainingObservation, TrainingPoint
+
+Load = Callable[[Decoder, torch.optim.Optimizer], RunState | NoCheckpoint]
+Keep = Callable[[Decoder, torch.optim.Optimizer], str]
 
 
 class Trainer:
@@ -64,19 +71,17 @@ class Trainer:
         self.model = Decoder(assignment.architecture, max_sequence_length=self.recipe.sequence_length)
         init_weights(self.model, seed=self.recipe.seed)
         self.model.to(self.device)
-        self.parameters = list(self.model.parameters())
-        self.optimizer = make_optimizer(self.model, self.recipe)
         self.loss = SummedLoss(self.model, z_loss_weight=self.recipe.z_loss_weight, autocast=self.device.type == "cuda")
         self.network: nn.Module = wrap(self.loss) if wrap else self.loss
+        self.parameters = list(self.model.parameters())  # after `wrap`, which may have put shards in their places
+        self.optimizer = make_optimizer(self.model, self.recipe)
         self.curve = Curve(self.recipe, vocab_size=assignment.architecture.vocab_size)
         self.state = RunState()
         self.layers = "plain"
         """How the layers run: compiled, or plain and why."""
         self.notes: list[str] = []
         """What people should be told with the next report."""
-        self.writer = CheckpointWriter(
-            open_folder(directory), self.model, self.optimizer, assignment_hash=assignment.content_hash()
-        )
+        self.writer = self._make_writer(open_folder(directory))
         self._feed = Feed(stream, self.device)
         self._directory = directory
         self._trunks = trunks
@@ -84,10 +89,23 @@ class Trainer:
         self._was_out_of_memory = False
         self._step = 0
 
+    num_devices = 1
+
     @property
     def num_sequences(self) -> int:
-        """Of a batch."""
+        """Of a batch, those that are trained here."""
         return self.recipe.batch_tokens // self.recipe.sequence_length
+
+    def _make_writer(self, folder: Folder) -> CheckpointWriter:
+        return CheckpointWriter(folder, self.model, self.optimizer, assignment_hash=self.assignment.content_hash())
+
+    def _load_state(self, load: Load) -> RunState | NoCheckpoint:
+        """Fill weights and moments by `load`."""
+        return load(self.model, self.optimizer)
+
+    def _keep_state(self, keep: Keep) -> str:
+        """Give weights and moments to `keep`, which says how that went."""
+        return keep(self.model, self.optimizer)
 
     def _choose_micro_batch(self) -> int:
         batch, length = self.num_sequences, self.recipe.sequence_length
@@ -119,11 +137,9 @@ class Trainer:
 
     def resume(self) -> str:
         """Go on from the last checkpoint if there is a usable one; returns a sentence saying which."""
-        restored = restore_checkpoint(
-            open_folder(self._directory),
-            self.model,
-            self.optimizer,
-            assignment_hash=self.assignment.content_hash(),
+        folder, name = open_folder(self._directory), self.assignment.content_hash()
+        restored = self._load_state(
+            lambda model, optimizer: restore_checkpoint(folder, model, optimizer, assignment_hash=name)
         )
         if isinstance(restored, NoCheckpoint):
             return self._inherit(restored.reason)
@@ -133,10 +149,11 @@ class Trainer:
 
     def _inherit(self, why_not_resumed: str) -> str:
         """Go on from the furthest state of this run's trunk, if one is kept."""
-        if self._trunks is None:
+        trunks = self._trunks
+        if trunks is None:
             return f"starting afresh: {why_not_resumed}"
-        last = self.recipe.first_decaying_step
-        found = self._trunks.take_up(self._trunk_key, self.model, self.optimizer, max_step=last)
+        key, last = self._trunk_key, self.recipe.first_decaying_step
+        found = self._load_state(lambda model, optimizer: trunks.take_up(key, model, optimizer, max_step=last))
         if isinstance(found, NoCheckpoint):
             return f"starting afresh: {why_not_resumed}; {found.reason}"
         self._take_up(
@@ -157,7 +174,9 @@ class Trainer:
             self.micro_batch = min(self.micro_batch, state.micro_batch_sequences)
 
     def compile(self, choice: Choice = "auto") -> str:
-        """Compile the layers where that is asked for or pays; returns how they run."""
+        """Compile the layers where that is asked for or pays; returns how they run. May be called on another thread."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # a thread has a number of its own, and compiled code is made for one number
         why_not = should_compile(self.assignment.architecture, self.recipe, device=self.device.type, choice=choice)
         if why_not is None:
             shape = (self.micro_batch, self.recipe.sequence_length)
@@ -172,8 +191,9 @@ class Trainer:
 
     def leave_trunk(self) -> str:
         """Keep the state for the runs that branch off here; returns a sentence on how that went."""
-        assert self._trunks is not None, "asked for at a branch alone"
-        return self._trunks.leave(self._trunk_key, self._now(), self.model, self.optimizer)
+        trunks, key, state = self._trunks, self._trunk_key, self._now()
+        assert trunks is not None, "asked for at a branch alone"
+        return self._keep_state(lambda model, optimizer: trunks.leave(key, state, model, optimizer))
 
     @property
     def _trunk_key(self) -> str:
@@ -201,7 +221,7 @@ class Trainer:
                 loss = yield from self._form_gradients(*batch)
             except (RuntimeError, MemoryError) as error:
                 self._halve_micro_batch(error)
-        gradient_norm = clip_gradients(self.parameters, self.recipe.gradient_clip_norm)
+        gradient_norm = self._clip_gradients()
         self.writer.wait_copied()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,13 +236,26 @@ class Trainer:
                 if first:
                     yield first
                 part = slice(first, first + self.micro_batch)
-                loss = self.network(inputs_BT[part], targets_BT[part]) / self.recipe.batch_tokens
-                loss.backward()
+                with self._accumulating(part.stop < self.num_sequences):
+                    loss = self.network(inputs_BT[part], targets_BT[part]) / self.recipe.batch_tokens
+                    loss.backward()
                 losses.append(loss.detach())
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)
             raise
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _accumulating(self, more: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch; `more` of them follow in this step."""
+        return nullcontext()
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip the joint norm of all gradients; returns what it was, on the device."""
+        return clip_gradients(self.parameters, self.recipe.gradient_clip_norm)
+
+    def held_out_losses(self, tokens: Tokens, offsets: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """Losses of every target token of the windows at these offsets, (windows, T), some windows at a time."""
+        return token_losses(self.model, tokens, offsets, sequence_length=self.recipe.sequence_length)
 
     def _halve_micro_batch(self, error: Exception) -> None:
         """After a first lack of memory; raises the error after a second, or one of another kind."""

@@ -32,6 +32,7 @@ class CheckpointWriter:
         optimizer: whose moments are kept.
         assignment_hash: stands in every checkpoint.
         at_once_bytes: checkpoints up to this size are written while the run waits.
+        snapshot: of both, by default one of its own.
         clock: monotonic seconds.
     """
 
@@ -43,6 +44,7 @@ class CheckpointWriter:
         *,
         assignment_hash: str,
         at_once_bytes: int = AT_ONCE_BYTES,
+        snapshot: Snapshot | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -51,7 +53,7 @@ class CheckpointWriter:
         self._assignment_hash = assignment_hash
         self._clock = clock
         in_background = num_checkpoint_bytes(model.parameters()) > at_once_bytes
-        self._snapshot = Snapshot(model, optimizer) if in_background else None
+        self._snapshot = (snapshot or Snapshot(model, optimizer)) if in_background else None
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._copied.set()
