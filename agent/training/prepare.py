@@ -46,7 +46,7 @@ from agent.training.runs import (
     write_shard,
 )
 from agent.training.sample import SAMPLE_BYTES, Sample, sample_part
-from agent.training.sources import PART_BYTES, Part, Reading, SourceFile, find_files, plan_parts
+from agent.training.sources import Part, Reading, SourceFile, find_files, plan_parts
 from hwprofiles.value import Value
 
 WORK = ".work"
@@ -72,7 +72,7 @@ class Preparation(Value):
     max_document_bytes: int = Field(65_536, ge=0)
     """A longer text file is cut at blank lines; 0 leaves it whole."""
     shard_tokens: PositiveInt = 100_000_000
-    part_bytes: PositiveInt = PART_BYTES
+    part_bytes: PositiveInt | None = None
     sample_bytes: PositiveInt = SAMPLE_BYTES
 
     @property

@@ -29,7 +29,7 @@ ALL_HASHES = 2**64
 """One above the largest of the first 64 bits of a hash, by which documents are ordered."""
 _RUN_TOKENS = 2**25
 _BATCH_BYTES = 2**20
-_DOCUMENTS_AT_A_TIME = 2**22
+_DOCUMENTS_AT_A_TIME = 2**21
 
 _INDEX = np.dtype(
     [("high", "<u8"), ("low", "<u8"), ("start", "<u8"), ("num_tokens", "<u8"), ("num_bytes", "<u8"), ("run", "<u4")]

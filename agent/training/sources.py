@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -27,8 +27,9 @@ from pydantic import NonNegativeInt
 from agent.failures import CorpusError
 from hwprofiles.value import Value
 
-PART_BYTES = 2**25
-"""About what one process reads at a time."""
+LARGEST_PART_BYTES = 2**25
+_SMALLEST_PART_BYTES = 2**20
+_WANTED_PARTS = 256
 
 Format = Literal["text", "lines", "parquet"]
 _FORMATS: dict[str, Format] = {
@@ -55,7 +56,18 @@ _PLUG_INS = {
     "sftp": "paramiko",
 }
 # Of what a file system tells of a file: the first that it knows says whether the file was written to.
-_VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5",
+    "generation",
+    "blob_id",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
 _LONGEST_LINE = 2**28
 
 
@@ -208,8 +220,15 @@ def _suffixes(url: str) -> tuple[str, str]:
     return Path(name.removesuffix(compression)).suffix, compression
 
 
-def plan_parts(files: Iterable[SourceFile], *, part_bytes: int = PART_BYTES) -> tuple[Part, ...]:
-    """Cut large files that can be cut, and put small ones together; the same for any number of processes."""
+def plan_parts(files: Sequence[SourceFile], *, part_bytes: int | None = None) -> tuple[Part, ...]:
+    """Cut large files that can be cut, and put small ones together; the same for any number of processes.
+
+    By default a part has 1 to 32 MiB, so that there are some 256: a power of two, which does not change when a file
+    grows a little, so that parts that are done stay what they were.
+    """
+    if part_bytes is None:
+        wanted = sum(file.num_bytes for file in files) // _WANTED_PARTS
+        part_bytes = min(LARGEST_PART_BYTES, max(_SMALLEST_PART_BYTES, 1 << max(0, wanted.bit_length() - 1)))
     parts: list[Part] = []
     small: list[Piece] = []
     for file in files:

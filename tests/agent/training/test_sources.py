@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.failures import CorpusError
-from agent.training.sources import Reading, cut_text, find_files, plan_parts, read_documents
+from agent.training.sources import Reading, SourceFile, cut_text, find_files, plan_parts, read_documents
 
 READING = Reading("text", 65_536)
 ROWS = [f"document {number} " * (1 + number % 7) for number in range(100)]
@@ -82,6 +82,14 @@ def test_small_files_share_a_part_and_large_ones_are_cut(tmp_path: Path) -> None
     parts = plan_parts(find_files([str(tmp_path)]).files, part_bytes=1000)
     assert [len(part.pieces) for part in parts] == [10] + [1] * -(-large.stat().st_size // 1000)
     assert len({part.name for part in parts}) == len(parts)
+
+
+@pytest.mark.parametrize(("num_bytes", "part_bytes"), [(1, 2**20), (3 * 2**30, 2**23), (10**12, 2**25)])
+def test_there_are_some_hundred_parts_of_one_to_thirty_two_mebibytes(num_bytes: int, part_bytes: int) -> None:
+    for grown in (num_bytes, num_bytes + 10**6):
+        file = SourceFile(url="/texts/a.jsonl", num_bytes=grown, version="")
+        first = plan_parts([file])[0].pieces[0]
+        assert first.end == min(grown, part_bytes)
 
 
 def test_gzip_is_read(tmp_path: Path) -> None:
