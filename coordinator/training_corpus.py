@@ -1,9 +1,10 @@
 """The corpus of `archfleet train`: a prepared one, a folder of blobs, or the default one, built once a user.
 
 The default corpus is the core of this Python's standard library; it lies in the user's cache under the version of
-Python and the size of its vocabulary.
+Python, the size of its vocabulary and a hash of the code that makes it.
 """
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from agent.blobs import BlobCache
 from agent.failures import CorpusError
+from agent.training import corpus
 from agent.training.corpus import CorpusManifest, build_stdlib_corpus
 from agent.training.prepared import CorpusFolder, corpus_fetcher, is_corpus_folder
 
@@ -49,7 +51,8 @@ def open_corpus(directory: Path | None, *, cache: Path, say: Callable[[str], Non
 
 
 def _default_corpus(cache: Path, say: Callable[[str], None]) -> Path:
-    place = cache / "corpora" / f"python-{platform.python_version()}-stdlib-{DEFAULT_VOCAB_SIZE}"
+    made_by = hashlib.sha256(Path(str(corpus.__file__)).read_bytes()).hexdigest()[:8]
+    place = cache / "corpora" / f"python-{platform.python_version()}-stdlib-{DEFAULT_VOCAB_SIZE}-{made_by}"
     if not is_corpus_folder(place):
         say(f"building the default corpus, once, in {place}")
         manifest = build_stdlib_corpus(place, vocab_size=DEFAULT_VOCAB_SIZE, progress=say).manifest
