@@ -10,6 +10,8 @@ from coordinator.analysis import analyse
 from coordinator.budget import first_runs, planned_train_seconds
 from coordinator.forecast import describe, expected_trials, seconds_left
 from coordinator.plan import PlannedTrial, Role
+from coordinator.planning import DecisionInputs
+from coordinator.replay import replan
 from coordinator.shapes import centre_shape
 from coordinator.store import Store
 from coordinator.study import ReferenceSpec, StudySpec
@@ -105,6 +107,17 @@ def test_branches_are_planned_when_their_trunks_are_trained(driver, branching: S
     assert driver.plan() == ["branches"]
     inherited = [run.trunk_tokens / run.recipe.num_tokens for run in train_runs(driver, "branches")]
     assert inherited == pytest.approx([0.7] * 5, abs=0.01)
+
+
+def test_the_plan_of_the_branches_can_be_made_again_from_what_it_followed_from(driver) -> None:
+    driver.plan()
+    while (plan := planner.next_plan(driver.state())) is None:
+        driver.run_trial(driver.queued()[0])
+    inputs = DecisionInputs.of(driver.state()).model_dump(mode="json")
+    driver.store.add_plan(plan, now_unix=driver.now, inputs=inputs)
+    driver.run_queue()
+    assert plan.stage == "branches"
+    assert replan(driver.store, "branches") == plan
 
 
 def test_agents_never_run_dry_for_a_trunk(driver) -> None:
