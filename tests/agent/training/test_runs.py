@@ -118,7 +118,8 @@ def test_a_long_part_is_written_as_several_runs(
 ) -> None:
     monkeypatch.setattr("agent.training.runs._RUN_TOKENS", 300)
     monkeypatch.setattr("agent.training.runs._BATCH_BYTES", 100)
-    (part,) = plan_parts(_parts(tmp_path / "sources", DOCUMENTS, 1)[0].pieces[0].file for _ in range(1))
+    _parts(tmp_path / "sources", DOCUMENTS, 1)
+    (part,) = plan_parts(find_files([str(tmp_path / "sources")]).files)
     record = encode_part(part, encoding, tmp_path)
     assert record.num_runs > 5
     assert _texts(Runs([record], tmp_path, dtype="uint16"), 0, ALL_HASHES, encoding) == sorted(DOCUMENTS, key=digest)
