@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -199,3 +200,21 @@ def test_checkpoints_of_abandoned_runs_keep_a_budget(
     list(itertools.islice(events, 2))
     events.close()  # type: ignore[attr-defined]
     assert sorted(path.name for path in tmp_path.glob("train-?")) == ["train-1", "train-2"]
+
+
+def test_a_run_that_compiles_tells_that_it_lives_and_can_be_left(
+    assignment: TrainAssignment, blobs: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    monkeypatch.setattr("agent.training.run._REPORT_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("agent.training.trainer.compile_layers", lambda *_: str(done.wait(30)))
+
+    def start() -> Iterator[Progress | TrainingObservation | Failure]:
+        return train(assignment, blobs=blobs, checkpoint_directory=tmp_path, agent="a", device="cpu", compiled="on")
+
+    left = start()
+    messages = [event.message for event in itertools.islice(left, 5) if isinstance(event, Progress)]
+    left.close()  # type: ignore[attr-defined]
+    assert messages[2:] == ["compiling the layers"] * 3
+    done.set()
+    assert _last(start()).provenance.versions["layers"] == "plain: True"
