@@ -51,7 +51,10 @@ BaseFanIns = Annotated[
 
 
 class CorpusSpec(Value):
-    """Which text is trained on. `python-stdlib` is this interpreter's own standard library, else a folder."""
+    """Which text is trained on.
+
+    `python-stdlib` is this interpreter's own standard library; else a folder: text, or what `archfleet data` wrote.
+    """
 
     source: str = "python-stdlib"
     vocab_size: PositiveInt = 1024

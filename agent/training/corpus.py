@@ -61,7 +61,8 @@ _EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
 # 1,024 windows of 128 tokens and their targets; 4 bytes a token is above what a 1,024-token BPE reaches (2.7).
 _VALIDATION_BYTES = 1024 * 129 * 4
 _LARGEST_VALIDATION_SHARE = 0.1
-# Whole files hold out few documents, and those at hand stood 0.18 nats above the training loss; these 0.07 (100 k).
+# Measured at 100 k parameters and 1 M tokens, seed 0: whole files held out 27 documents, whose loss was 0.22 nats above
+# that of training windows not seen yet; pieces of 8 kB hold out 81, at 0.08. Pieces of 2 kB gain no more.
 _DOCUMENT_BYTES = 8192
 
 
