@@ -123,7 +123,7 @@ def guard(study: str, out: Path | None, num_jobs: int | None, as_json: bool, **s
 
     The centre and the shapes with the smallest and largest fan-ins train at 0.7, 1 and 1.4 times the rate. A shape that
     would gain more than 0.003 nats/token is off: what it loses would be fitted as an effect of its shape. Study laptop
-    takes about seven minutes on one quiet core a seed. The same command goes on after Ctrl-C; exit status 1 if a shape
+    takes about four minutes on one quiet core a seed. The same command goes on after Ctrl-C; exit status 1 if a shape
     is off.
     """
     from rich.progress import Progress
