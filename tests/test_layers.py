@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = ("hwprofiles", "scaling", "agent", "coordinator")
 HOMES = {
-    "ray": ("coordinator/fleet/ray_fleet.py", "coordinator/fleet/ray_session.py"),
-    "torch": ("agent/training/", "agent/engines/", "agent/device.py"),
+    "ray": ("coordinator/fleet/ray_blobs.py", "coordinator/fleet/ray_fleet.py", "coordinator/fleet/ray_session.py"),
+    "torch": ("agent/training/", "agent/engines/", "agent/scoring/lm_eval_driver.py", "agent/device.py"),
     "transformers": ("agent/training/", "agent/engines/"),
     "vllm": ("agent/engines/",),
     "sglang": ("agent/engines/",),
