@@ -2,7 +2,7 @@
 
 Two sources of error remain in a difference of mean losses, and both are in its interval:
 
-    se² = var over windows of the paired difference / number of windows  +  sigma² (1/n + 1/m)
+    se² = se² over windows of the paired difference (scaling/windows.py)  +  sigma² (1/n + 1/m)
 
 with sigma the spread of one run's loss over seeds (nats per token), estimated elsewhere with `degrees_of_freedom`.
 Windows alone would make any two runs of one architecture differ significantly.
@@ -18,6 +18,7 @@ from scipy import stats
 from scaling.law import Floats
 from scaling.observations import TrainingObservation
 from scaling.quantity import Interval, Measured
+from scaling.windows import degrees_of_freedom, standard_error
 
 UNIT = "nats/token"
 
@@ -64,7 +65,7 @@ def paired_difference(
     if noise.sd is None or noise.degrees_of_freedom < 1:
         reason = "the noise over seeds is not known, and windows alone understate the error"
         return Measured(value=value, unit=UNIT, num_samples=count, no_interval_because=reason)
-    windows_variance = float(paired.var(ddof=1)) / len(paired)
+    windows_variance = standard_error(paired) ** 2
     seeds_variance = noise.sd**2 * (1 / len(runs) + 1 / len(others))
     half = _half_width(math.sqrt(windows_variance + seeds_variance), noise.degrees_of_freedom, level)
     return Measured(
@@ -103,8 +104,9 @@ def window_difference(
     paired = _paired_windows(runs, others)
     if len(paired) < 2:
         raise ValueError("one held-out window has no standard error; evaluate on two or more")
-    value, error = float(paired.mean()), float(paired.std(ddof=1)) / math.sqrt(len(paired))
-    interval = _around(value, _half_width(error, len(paired) - 1, level), level, "paired windows, t over windows")
+    value, error = float(paired.mean()), standard_error(paired)
+    half = _half_width(error, degrees_of_freedom(paired), level)
+    interval = _around(value, half, level, "paired windows, t over blocks of windows")
     count = len(runs) + len(others)
     return WindowDifference(
         difference=Measured(value=value, unit=UNIT, num_samples=count, interval=interval), standard_error=error

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from scaling.law import Floats
 from scaling.pairing import UNIT, RunNoise
 from scaling.quantity import Interval, Measured, NotMeasured
+from scaling.windows import block_means
 
 ONE_SEED = "one seed tells nothing of the scatter over seeds"
 
@@ -30,7 +32,12 @@ def mean_over_windows(window_losses: Sequence[float], *, level: float = 0.9) -> 
     value, count = float(np.mean(window_losses)), len(window_losses)
     if count < 2:
         return Measured(value=value, unit=UNIT, num_samples=1, no_interval_because="one held-out window")
-    return Measured(value=value, unit=UNIT, num_samples=1, interval=_t_interval(window_losses, level, "t over windows"))
+    return Measured(
+        value=value,
+        unit=UNIT,
+        num_samples=1,
+        interval=_t_interval(block_means(window_losses), level, "t over blocks of windows"),
+    )
 
 
 def sd_over_seeds(losses: Sequence[float], *, level: float = 0.9) -> Measured | NotMeasured:
@@ -66,7 +73,7 @@ def _up(level: float) -> float:
     return (1 + level) / 2
 
 
-def _t_interval(values: Sequence[float], level: float, method: str) -> Interval:
+def _t_interval(values: Sequence[float] | Floats, level: float, method: str) -> Interval:
     mean, count = float(np.mean(values)), len(values)
     half = float(stats.t.ppf(_up(level), count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Interval(low=mean - half, high=mean + half, level=level, method=method)

@@ -48,5 +48,5 @@ def test_the_mean_over_windows_tells_of_text_and_not_of_seeds() -> None:
     mean = mean_over_windows([3.0, 3.5, 4.0, 3.5])
     assert mean.num_samples == 1
     assert mean.interval is not None
-    assert mean.interval.method == "t over windows"
+    assert mean.interval.method == "t over blocks of windows"
     assert mean_over_windows([3.0]).no_interval_because == "one held-out window"
