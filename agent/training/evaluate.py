@@ -3,7 +3,6 @@
 Shapes: B windows a batch, T tokens a window, V vocabulary.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from agent.training.data import gather_windows
 from agent.training.loss import chunk_tokens, token_cross_entropy
 from agent.training.model import Decoder
 from agent.training.shards import Tokens
+from scaling.windows import standard_error
 
 _LOGITS_PER_BATCH = 2**23  # 32 MiB of fp32 logits; depends on T and V alone, so all shapes are batched alike
 
@@ -58,6 +58,5 @@ def window_means(losses: NDArray[np.float32]) -> list[float]:
 
 
 def summarise(losses: list[float]) -> HeldOutLoss:
-    """Mean and standard error (sample standard deviation / sqrt(windows); 0 for a single window)."""
-    spread = float(np.std(losses, ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-    return HeldOutLoss(float(np.mean(losses)), spread, tuple(losses))
+    """Mean and standard error over windows; neighbours of one document count as alike (`scaling/windows.py`)."""
+    return HeldOutLoss(float(np.mean(losses)), standard_error(losses), tuple(losses))
