@@ -3,7 +3,8 @@
 Shapes: B windows a batch, T tokens a window, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,20 +31,34 @@ class HeldOutLoss(NamedTuple):
 
 
 def token_losses(
-    model: Decoder, tokens: Tokens, offsets: NDArray[np.int64], *, sequence_length: int
+    model: Decoder,
+    tokens: Tokens,
+    offsets: NDArray[np.int64],
+    *,
+    sequence_length: int,
+    through: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """Loss of every target token in nats, shape (windows, T), some windows at a time so that a caller can report."""
+    """Loss of every target token in nats, shape (windows, T), some windows at a time so that a caller can report.
+
+    `through` forms those of some inputs and targets where the model cannot be called itself.
+    """
     device = model.embedding.device
-    batch = max(1, _LOGITS_PER_BATCH // (sequence_length * model.architecture.vocab_size))
+    batch = windows_per_batch(model, sequence_length)
+    losses_of = through or partial(losses_of_tokens, model)
     for first in range(0, len(offsets), batch):
         inputs, targets = gather_windows(tokens, offsets[first : first + batch], sequence_length)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            losses_BT = _losses(model, inputs.to(device), targets.to(device))
+            losses_BT = losses_of(inputs.to(device), targets.to(device))
         yield losses_BT.cpu().numpy()
 
 
-def _losses(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """Of every token; in chunks where the logits of a single window are too many to hold."""
+def windows_per_batch(model: Decoder, sequence_length: int) -> int:
+    """Windows whose logits are formed at once."""
+    return max(1, _LOGITS_PER_BATCH // (sequence_length * model.architecture.vocab_size))
+
+
+def losses_of_tokens(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Loss of every token, (B, T); in chunks where the logits of a single window are too many to hold."""
     if inputs_BT.numel() > chunk_tokens(model.architecture.vocab_size):
         hidden_ND = model.hidden_states(inputs_BT).flatten(0, 1)
         return token_cross_entropy(hidden_ND, model.head_weight, targets_BT.flatten()).view_as(targets_BT)

@@ -31,7 +31,7 @@ from agent.training.model import Decoder, init_weights
 from agent.training.optim import clip_gradients, make_optimizer, schedule, set_rates
 from agent.training.shards import Tokens
 from agent.training.trunk import TrunkStore, trunk_key
-from agent.training.writer import CheckpointWriter
+from agent.training.writer import CheckpointWriter, Writer
 from scaling.observations import Provenance, TrainingObservation, TrainingPoint
 
 Load = Callable[[Decoder, torch.optim.Optimizer], RunState | NoCheckpoint]
@@ -96,7 +96,7 @@ class Trainer:
         """Of a batch, those that are trained here."""
         return self.recipe.batch_tokens // self.recipe.sequence_length
 
-    def _make_writer(self, folder: Folder) -> CheckpointWriter:
+    def _make_writer(self, folder: Folder) -> Writer:
         return CheckpointWriter(folder, self.model, self.optimizer, assignment_hash=self.assignment.content_hash())
 
     def _load_state(self, load: Load) -> RunState | NoCheckpoint:
@@ -115,7 +115,7 @@ class Trainer:
             self.assignment.architecture,
             num_sequences=batch,
             sequence_length=length,
-            memory_bytes=_free_bytes(self.device),
+            memory_bytes=free_bytes(self.device),
             bytes_per_activation=2,
         )
 
@@ -341,7 +341,7 @@ class Trainer:
         self.writer.wait()
 
 
-def _free_bytes(device: torch.device) -> float:
+def free_bytes(device: torch.device) -> float:
     """Memory that a run may have: what nobody uses, and what torch keeps from runs before."""
     free, _ = torch.cuda.mem_get_info(device)
     return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -54,6 +54,11 @@ class TrunkStore:
         self._directory = directory
         self._max_bytes = max_bytes
 
+    @property
+    def directory(self) -> Path:
+        """That holds the states."""
+        return self._directory
+
     def leave(self, key: str, state: RunState, model: Decoder, optimizer: torch.optim.Optimizer) -> str:
         """Keep a state for the runs that branch off; returns a sentence saying so, or why it could not be kept."""
         place = self._directory / key / f"{state.step:09d}"

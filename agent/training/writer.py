@@ -8,6 +8,7 @@ on writing is bounded: after a write of t seconds, the next begins no sooner tha
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -21,6 +22,30 @@ AT_ONCE_BYTES = 32 * 2**20
 REST_FACTOR = 9.0
 _RESERVE = 0.8
 """Share of `DRAIN_SECONDS` that an expected write may take."""
+
+
+class Writer(Protocol):
+    """What a trainer asks of its writer."""
+
+    last_step: int | None
+
+    def save(self, state: RunState) -> bool:
+        """Begin a checkpoint unless it is too soon; whether it was begun."""
+
+    def begin(self, state: RunState) -> None:
+        """Begin a checkpoint."""
+
+    def save_now(self, state: RunState) -> bool:
+        """Leave a checkpoint behind before this returns, if there is the time."""
+
+    def wait_copied(self) -> None:
+        """Until weights and moments may change."""
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+
+    def describe(self) -> str:
+        """What there is to go on from."""
 
 
 class CheckpointWriter:
