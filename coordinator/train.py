@@ -7,7 +7,7 @@ finished seed is not trained again.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from agent.benchmark.configs import read_config
 from agent.blobs import BlobCache
-from agent.failures import InvalidInputError
+from agent.failures import InvalidInputError, classify
 from coordinator.errors import UserError
 from coordinator.report.formats import duration, plural, short, shown
 from coordinator.stopping import signals_ask_to_stop
@@ -255,6 +255,8 @@ def run_training(
             report.seed_done(seed, observation)
             result = result_of(plan.training, observations)
             write_json(directory / RESULT_NAME, result)
+        with suppress(OSError):  # that of a seed which nobody asked for now is still there
+            (directory / CHECKPOINTS_NAME).rmdir()
     return result
 
 
@@ -296,6 +298,11 @@ def _run_seed(
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror or error}; free some disk and go on") from None
+    except (MemoryError, RuntimeError) as error:
+        kind = classify(error)
+        if kind == "unknown":
+            raise
+        raise RunFailedError(f"seed {seed}: {kind}: {error}") from None
     raise AssertionError("a run ends in an observation or a failure")
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def test_several_seeds_give_a_mean_their_scatter_and_models(train: Callable[...,
         assert token_losses.shape == (len(observation["window_losses"]), 32)
         assert token_losses.mean(dtype=np.float64) == pytest.approx(run["nats_per_token"])
         assert (out / run["model"] / "model.safetensors").is_file()
-    assert not any((out / "checkpoints").glob("*"))
+    assert not (out / "checkpoints").exists()
 
 
 def test_a_finished_seed_is_not_trained_again_and_another_joins_it(
@@ -136,6 +136,20 @@ def test_a_diverged_run_says_so_and_ends_with_status_one(train: Callable[..., Re
     assert "archfleet: seed 0: " in done.stderr
     assert "a lower base_learning_rate or a longer warm-up may help" in done.stderr
     assert not (tmp_path / "out" / "seed-0").exists()
+
+
+def test_a_lack_of_memory_is_one_message_and_status_one(
+    train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starving(*_: object, **__: object) -> Iterator[None]:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        yield
+
+    monkeypatch.setattr("agent.training.run.train", starving)
+    done = train(*SHORT, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "archfleet: seed 0: out-of-memory: " in done.stderr
+    assert "Traceback" not in done.output
 
 
 def test_a_corpus_of_unknown_bytes_has_no_bits_per_byte_and_says_why(
