@@ -3,9 +3,10 @@
     loss = sum over tokens of  lse(z) - z[target] + z_loss_weight · lse(z)²,    z = W h,  lse = log-sum-exp
 
 The last term keeps the normaliser near 1 (PaLM, arXiv 2204.02311, section 5: weight 1e-4). Where the logits of all
-tokens fit into `LOGITS_BYTES` this is torch's own cross-entropy; beyond, tokens are taken in chunks, each of whose
-logits lives only until its gradients are formed, in the forward pass, so that the head is multiplied three times a
-step as in the plain way, not four. At V = 128,256 the logits of 64 k tokens would take 33.6 GB in fp32.
+tokens fit into `LOGITS_BYTES` (on a GPU `GPU_LOGITS_BYTES`) this is torch's own cross-entropy; beyond, tokens are taken
+in chunks, each of whose logits lives only until its gradients are formed, in the forward pass, so that the head is
+multiplied three times a step as in the plain way, not four. At V = 128,256 the logits of 64 k tokens would take 33.6 GB
+in fp32.
 
 Shapes: N tokens, D hidden size, V vocabulary.
 """
@@ -21,6 +22,8 @@ from agent.training.model import Decoder
 
 LOGITS_BYTES = 256 * 2**20
 """Of fp32 logits that may live at once. Depends on nothing found at run time: a loss must not depend on the machine."""
+GPU_LOGITS_BYTES = 2**30
+"""The same on a GPU, whose matrix products need some thousand tokens to be efficient."""
 
 Layer = Callable[[Tensor, Tensor], Tensor]
 ChunkGradients = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -46,7 +49,8 @@ class SummedLoss(nn.Module):
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The summed loss of a micro-batch."""
-        with torch.autocast(inputs_BT.device.type, torch.bfloat16, enabled=self._autocast):
+        device = inputs_BT.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._autocast):
             hidden_BTD = self.decoder.hidden_states(inputs_BT, self.layers)
         return linear_cross_entropy(
             hidden_BTD.flatten(0, 1),
@@ -54,6 +58,7 @@ class SummedLoss(nn.Module):
             targets_BT.flatten(),
             z_loss_weight=self._z_loss_weight,
             autocast=self._autocast,
+            logits_bytes=LOGITS_BYTES if device == "cpu" else GPU_LOGITS_BYTES,
             chunk_gradients=self.chunk_gradients,
         )
 

@@ -2,7 +2,7 @@
 
 Memory of a training step, in bytes (estimated; what it misses, `HEADROOM` covers):
 
-    fixed     = parameters · (4 weight + 4 gradient + 8 moments + 2 bf16 copy) + 2 · logits of a chunk
+    fixed     = parameters · (4 weight + 4 gradient + 8 moments + 2 bf16 copy) + 3 · fp32 logits of a chunk
     per token = L · (12 d + e · (4 A + 3 G + 4 f)) + 8 d,    G = kv_heads · head_dim, e = bytes of an activation
 
 a residual stream in fp32 with the inputs of two norms, and queries, keys, values (twice where rotated), mixed values,
@@ -11,7 +11,7 @@ gate, up, their product and its factor in the activations' dtype, all of which t
 Symbols: d hidden size, A query width, f intermediate size, L layers.
 """
 
-from agent.training.loss import LOGITS_BYTES
+from agent.training.loss import GPU_LOGITS_BYTES
 from scaling.architecture import Architecture
 
 HEADROOM = 0.85
@@ -40,7 +40,7 @@ def training_bytes(architecture: Architecture, num_tokens: int, *, bytes_per_act
         4 * a.query_width + 3 * a.key_value_width + 4 * a.intermediate_size
     )
     per_token = a.num_hidden_layers * per_layer + 8 * a.hidden_size
-    chunk = 2 * min(LOGITS_BYTES, 4 * a.vocab_size * num_tokens)
+    chunk = 3 * min(GPU_LOGITS_BYTES, 4 * a.vocab_size * num_tokens)
     return 18.0 * a.num_total_parameters + chunk + float(per_token) * num_tokens
 
 
