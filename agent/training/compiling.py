@@ -5,9 +5,10 @@ as they are, so a loss that is reported never depends on a second compilation. W
 on without, for a stated reason.
 
 On a GPU layers are compiled by default. On a CPU that takes 34 s of processor time, 4 s from its cache, and gains 12 %
-(measured at 0.1 and 10 M; 19 % on another machine), so only runs that would take over `PAYS_AFTER_SECONDS` on a quiet core are; by the assignment's own figures, as
-compiled and plain kernels round differently and a result must not depend on how busy a machine was. Runs that may
-share a trunk stay plain there, whatever their length: their losses are those of a run from scratch, bit for bit.
+(measured at 0.1 and 10 M; 19 % on another machine), so only runs that would take over `PAYS_AFTER_SECONDS` on a quiet
+core are; by the assignment's own figures, as compiled and plain kernels round differently and a result must not depend
+on how busy a machine was. Runs that may share a trunk stay plain there, whatever their length: their losses are those
+of a run from scratch, bit for bit.
 """
 
 import importlib.util
