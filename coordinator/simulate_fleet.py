@@ -156,12 +156,14 @@ class _Watcher:
     def sample(self, num_done: int) -> dict[str, float]:
         """Resident memory, open files, the store's write-ahead log in bytes, and the series that a scrape gives."""
         wal = self.run_directory / f"{FILE_NAME}-wal"
+        # Scraped first: SQLite keeps a reader's file for the next one while the writer has the store open.
+        num_series = _num_series(self.run_directory)
         return {
             "num_done": num_done,
             "resident_bytes": _resident_bytes(),
             "num_open_files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
             "wal_bytes": wal.stat().st_size if wal.exists() else 0,
-            "num_series": _num_series(self.run_directory),
+            "num_series": num_series,
         }
 
 
