@@ -82,7 +82,7 @@ def _link(
             "start a new run with --new"
         )
     num_bytes = sum(folder.path_of(sha256).stat().st_size for sha256 in folder.record.files)
-    say(f"checking the corpus in {folder.path}, {num_bytes / 1e9:.2f} GB")
+    say(f"checking the corpus in {folder.path}, {num_bytes / 1e6:,.1f} MB")
     folder.check(stamps=stamps)
     folder.publish(blob_directory)
     return folder.corpus

@@ -34,13 +34,14 @@ class TokenStream:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, each int64 of shape (B, T)."""
-        positions = step * self._batch_windows + np.arange(self._batch_windows, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.num_windows)
-        windows = np.empty_like(places)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            now = epochs == epoch
-            windows[now] = permuted(places[now], self.num_windows, seed=self._order_seed, epoch=epoch)
-        offsets = self._tokens.window_offsets(windows, self._sequence_length)
+        first, end = step * self._batch_windows, (step + 1) * self._batch_windows
+        windows = []
+        while first < end:  # a batch can straddle epochs
+            epoch, place = divmod(first, self.num_windows)
+            places = np.arange(place, min(self.num_windows, place + end - first), dtype=np.int64)
+            windows.append(permuted(places, self.num_windows, seed=self._order_seed, epoch=epoch))
+            first += len(places)
+        offsets = self._tokens.window_offsets(np.concatenate(windows), self._sequence_length)
         return gather_windows(self._tokens, offsets, self._sequence_length)
 
 

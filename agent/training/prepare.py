@@ -337,11 +337,10 @@ def _changed(before: Part, now: Part) -> str:
 
 def _require_unchanged(sources: tuple[str, ...], files: tuple[SourceFile, ...]) -> None:
     """A file that grew while it was read is half of one state and half of another."""
-    changed = sorted({file.url for file in files} ^ {file.url for file in find_files(sources).files})
-    changed += [new.url for new in find_files(sources).files for old in files if new.url == old.url and new != old]
+    changed = {file.url for file in set(files) ^ set(find_files(sources).files)}
     if changed:
         raise CorpusError(
-            f"{changed[0]} changed while it was read; run the same command again once nobody writes to it"
+            f"{min(changed)} changed while it was read; run the same command again once nobody writes to it"
         )
 
 

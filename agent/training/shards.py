@@ -29,6 +29,8 @@ class TokenShards:
 
     def window_offsets(self, numbers: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
         """Positions of the first tokens of these windows."""
+        if len(self._shards) == 1:
+            return numbers * sequence_length
         counts = self._window_counts(sequence_length)
         ends = np.cumsum(counts)
         shards = np.searchsorted(ends, numbers, side="right")
@@ -38,6 +40,10 @@ class TokenShards:
     def gather(self, offsets: NDArray[np.int64], num_tokens: int) -> NDArray[np.int64]:
         """The `num_tokens` tokens from each offset on, within its shard; shape (len(offsets), num_tokens)."""
         rows = np.empty((len(offsets), num_tokens), dtype=np.int64)
+        if len(self._shards) == 1:
+            for row, start in zip(rows, offsets.tolist(), strict=True):
+                row[:] = self._shards[0][start : start + num_tokens]
+            return rows
         shards = np.searchsorted(self._ends, offsets, side="right")
         for row, shard, start in zip(rows, shards.tolist(), (offsets - self._starts[shards]).tolist(), strict=True):
             row[:] = self._shards[shard][start : start + num_tokens]
