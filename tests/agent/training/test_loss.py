@@ -123,6 +123,24 @@ def test_a_batch_of_a_decoder_gives_its_summed_loss(small_architecture: Architec
     assert {id(p) for p in SummedLoss(decoder).parameters()} == {id(p) for p in decoder.parameters()}
 
 
+def test_a_decoder_in_bf16_has_fp32_weights_and_gradients_near_those_of_fp32(small_architecture: Architecture) -> None:
+    decoder = Decoder(small_architecture, max_sequence_length=16)
+    init_weights(decoder, seed=0)
+    tokens = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(1))
+    found = []
+    for autocast in (False, True):
+        loss = SummedLoss(decoder, autocast=autocast)(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        found.append((loss.item(), [p.grad.clone() for p in decoder.parameters() if p.grad is not None]))
+        decoder.zero_grad()
+    (exact, gradients), (rough, rough_gradients) = found
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=1e-2)
+    for ours, theirs in zip(rough_gradients, gradients, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= 0.1 * theirs.norm()
+
+
 def test_losses_of_tokens_are_those_of_the_whole_and_never_hold_all_logits() -> None:
     hidden, weight, targets = _inputs(100, 8, 500, torch.float32)
     with torch.no_grad(), _Largest() as largest:

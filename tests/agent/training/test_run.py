@@ -152,6 +152,8 @@ def test_a_diverging_run_ends_as_a_nan_loss_and_leaves_no_poisoned_checkpoint(
     assert isinstance(last, Failure)
     assert last.failure_kind == "nan-loss"
     assert "lower base_learning_rate" in last.message
+    assert "diverged at step" in last.message
+    assert "no checkpoint was written" in last.message
     assert not checkpoint_path(tmp_path / "checkpoints", wild).exists()
 
 
