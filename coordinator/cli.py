@@ -407,7 +407,7 @@ def train(
     """Train the architecture CONFIG (config.json, its folder, or a name) here, alone, and tell its held-out loss.
 
     Rate and batch follow the step law at the sizes it was fitted to, elsewhere the study laptop; which is printed. The
-    trained model is written for transformers, vLLM, SGLang and `archfleet score`. A training that was stopped or killed
+    trained model is written for transformers, vLLM and `archfleet score`. A training that was stopped or killed
     goes on by the same command; a seed that is finished is not trained again.
     """
     from coordinator.train import (

@@ -4,7 +4,7 @@ training.json                   the training, but for its seeds
 result.json                     losses of all seeds so far, their mean and scatter
 seed-0/observation.json         written last: a seed without it is unfinished
 seed-0/token_losses.npy         float32, shape (windows, sequence length): nats of every held-out token
-seed-0/model/                   for transformers, vLLM, SGLang and `archfleet score`
+seed-0/model/                   for transformers, vLLM and `archfleet score`
 checkpoints/                    while a seed is unfinished
 """
 

@@ -1,4 +1,4 @@
-"""Export: a trained model as a checkpoint folder that transformers, vLLM, SGLang and lm-evaluation-harness load.
+"""Export: a trained model as a checkpoint folder that transformers, vLLM and lm-evaluation-harness load.
 
     config.json              `Architecture.to_hf_config`; positions up to the sequence length that was trained
     model.safetensors        float32 weights under the names of transformers' Llama; a tied head is left out
