@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,10 +167,18 @@ class Ended:
 
 
 class Ranks:
-    """The processes of one job."""
+    """The processes of one job; `command` starts them, and is given the job's file."""
 
-    def __init__(self, job: Job, *, clock: Callable[[], float], silence_seconds: float) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        clock: Callable[[], float],
+        silence_seconds: float,
+        command: Sequence[str] = (sys.executable, "-m", "agent.training.launch"),
+    ) -> None:
         self._job = job
+        self._command = command
         self._clock = clock
         self._silence_seconds = silence_seconds
         self._folder = Path(job.folder)
@@ -183,9 +191,9 @@ class Ranks:
         Whatever the ending, no process is left.
         """
         (self._folder / "job.json").write_text(self._job.model_dump_json())
-        command = [sys.executable, "-m", "agent.training.launch", str(self._folder / "job.json")]
         mark = uuid.uuid4().hex
         kills_before = count_kernel_kills()
+        command = [*self._command, str(self._folder / "job.json")]
         process = start(command, self._log, {**_environment(), MARK_VARIABLE: mark})
         lines = Lines(process, self._log)
         try:
