@@ -20,6 +20,7 @@ from scaling.observations import TrainingObservation
 from scaling.pairing import RunNoise, noise_floor, paired_difference, window_difference
 from scaling.quantity import Measured, NotMeasured
 from scaling.replicates import mean_over_seeds, pooled_noise, sd_of, sd_over_seeds
+from scaling.windows import standard_error
 
 Verdict = Literal["better", "worse", "no difference shown", "one seed each: cannot be told from noise"]
 
@@ -158,7 +159,7 @@ def _trained(given: _Given, level: float) -> Trained:
         num_tokens=runs[0].num_tokens,
         loss=loss,
         bits_per_byte=in_bits_per_byte(loss, given.bytes_per_token),
-        loss_standard_error=sum(run.loss_standard_error for run in runs) / len(runs),
+        loss_standard_error=sum(standard_error(run.window_losses) for run in runs) / len(runs),
         sd_over_seeds=sd_over_seeds(given.losses, level=level),
     )
 

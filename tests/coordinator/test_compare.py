@@ -96,7 +96,7 @@ def test_pairing_cuts_the_standard_error_to_that_of_what_is_not_shared(tmp_path:
     centre = trained(tmp_path / "centre", training(32), [3.60])
     wide = trained(tmp_path / "wide", training(48), [3.55])
     told = json.loads(archfleet(centre, wide, "--json").stdout)
-    assert told["trained"][0]["loss_standard_error"] == pytest.approx(0.5 / np.sqrt(NUM_WINDOWS), rel=0.1)
+    assert told["trained"][0]["loss_standard_error"] == pytest.approx(0.5 / np.sqrt(NUM_WINDOWS), rel=0.4)
     expected = 0.02 * np.sqrt(2 / NUM_WINDOWS)
     assert told["differences"][0]["standard_error_over_windows"] == pytest.approx(expected, rel=0.4)  # of 32 blocks
 
