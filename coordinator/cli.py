@@ -101,7 +101,7 @@ def run(study: str, quick: bool, **settings: Any) -> None:
 
 
 @main.command(
-    epilog="  archfleet guard\n  archfleet guard my-study.toml --seeds 4 --out guard-4\n"
+    epilog="  archfleet guard\n  archfleet guard my-study.toml --kind hidden --seeds 4\n"
     "  archfleet guard quick --seeds 1 --json > guard.json"
 )
 @click.argument("study", default="laptop")
@@ -112,6 +112,13 @@ def run(study: str, quick: bool, **settings: Any) -> None:
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the study's D; a rate belongs to its D.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["all", "hidden", "attention", "mlp"]),
+    default="all",
+    show_default=True,
+    help="Whose rates the factors multiply: those of one kind of matrix tell which of them is off.",
 )
 @click.option("--jobs", "num_jobs", type=click.IntRange(min=1), help="Runs at a time; default: one a CPU core.")
 @click.option(

@@ -35,7 +35,7 @@ from coordinator.study import StudySpec
 from coordinator.study_corpus import open_corpus
 from scaling.observations import Failure, Progress, TrainingObservation
 from scaling.quantity import Measured, NotMeasured
-from scaling.rate_guard import GAIN_LIMIT, ShapeVerdict, advise, judge, level_for, run_noise
+from scaling.rate_guard import GAIN_LIMIT, Kind, ShapeVerdict, advise, at_factor, judge, level_for, run_noise
 from scaling.recipes import TrainingRecipe
 from scaling.replicates import sd_of
 
@@ -58,6 +58,7 @@ class Guard:
     token_scale: float
     shapes: tuple[Reasoned, ...]
     num_seeds: int
+    kind: Kind = "all"
 
     @property
     def recipe(self) -> TrainingRecipe:
@@ -70,9 +71,7 @@ class Guard:
             factor: [
                 TrainAssignment(
                     architecture=self.shapes[shape][0],
-                    recipe=self.recipe.model_copy(
-                        update={"base_learning_rate": factor * self.recipe.base_learning_rate, "seed": seed}
-                    ),
+                    recipe=at_factor(self.recipe, factor, self.kind).model_copy(update={"seed": seed}),
                     corpus_id=corpus_id,
                     num_eval_windows=self.study.corpus.num_eval_windows,
                     checkpoint_every_seconds=_CHECKPOINT_SECONDS,
@@ -83,8 +82,14 @@ class Guard:
         }
 
 
-def plan_guard(study: StudySpec, *, num_seeds: int, token_scale: float = 1.0) -> Guard:
+def plan_guard(study: StudySpec, *, num_seeds: int, token_scale: float = 1.0, kind: Kind = "all") -> Guard:
     """The centre and the extremes of the study's smallest size, at the fit's data ratio or else its longest there.
+
+    Args:
+        study: whose rate is tested.
+        num_seeds: runs of every shape at every factor.
+        token_scale: share of D.
+        kind: whose rates the factors multiply.
 
     Raises:
         StudyError: the study cannot be run.
@@ -95,7 +100,7 @@ def plan_guard(study: StudySpec, *, num_seeds: int, token_scale: float = 1.0) ->
     ratio = study.fit.tokens_per_parameter
     cell = Cell(size, ratio if ratio in ratios else ratios[-1])
     shapes = tuple(guarded_shapes(study, size))
-    return Guard(study=study, cell=cell, token_scale=token_scale, shapes=shapes, num_seeds=num_seeds)
+    return Guard(study=study, cell=cell, token_scale=token_scale, shapes=shapes, num_seeds=num_seeds, kind=kind)
 
 
 def guarded_shapes(study: StudySpec, num_parameters: float) -> list[Reasoned]:
@@ -175,10 +180,19 @@ def _result(guard: Guard, corpus_id: str, results: Sequence[Mapping[float, list[
         "recipe": recipe.model_dump(mode="json"),
         "corpus_id": corpus_id,
         "num_seeds": guard.num_seeds,
+        "kind": guard.kind,
         "limit_nats": GAIN_LIMIT,
         "noise": sd_of(noise, num_samples=sum(len(runs) for one in results for runs in one.values())).model_dump(),
-        "shapes": [one.model_dump(mode="json") for one in advise(verdicts, recipe)],
+        "shapes": [one.model_dump(mode="json") for one in advise(verdicts, recipe, guard.kind)],
     }
+
+
+_KINDS = {
+    "all": "all rates",
+    "hidden": "the rates of q, k, v, gate and up",
+    "attention": "the rate of the output projections",
+    "mlp": "the rate of the down projections",
+}
 
 
 def is_kept(result: Mapping[str, Any]) -> bool:
@@ -191,7 +205,7 @@ def guard_table(result: Mapping[str, Any]) -> Table:
     recipe = TrainingRecipe.model_validate(result["recipe"])
     table = Table(
         title=f"{result['study']}: {result['num_parameters']:,.0f} parameters on {recipe.num_tokens:,} tokens at rate "
-        f"{recipe.base_learning_rate:.4g}, seeds {result['num_seeds']}",
+        f"{recipe.base_learning_rate:.4g}, seeds {result['num_seeds']}, factors on {_KINDS[result['kind']]}",
         caption=f"Gain: {NATS} that a factor on the rate saves, with an interval over seeds and windows that errs in "
         f"one of twenty guards. Off: more than {GAIN_LIMIT} for certain.",
     )

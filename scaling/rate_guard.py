@@ -28,11 +28,17 @@ FALSE_ALARM = 0.05
 Outcome = Literal["holds", "off", "undecided", "diverged"]
 Results = Mapping[float, Sequence[TrainingObservation | Failure]]
 """Factor on the rate → the runs of one shape, by seed."""
-_NAMES = {
-    "hidden": ("q, k, v, gate and up projections", "hidden_size"),
-    "attention": ("output projections", "query width"),
-    "mlp": ("down projections", "intermediate_size"),
-}
+Kind = Literal["all", "hidden", "attention", "mlp"]
+"""Which rates a factor multiplies: all, or those of one kind of hidden matrices, by the fields of `FanIns`."""
+
+
+def at_factor(recipe: TrainingRecipe, factor: float, kind: Kind = "all") -> TrainingRecipe:
+    """The recipe with the rates of a kind multiplied; of one kind by way of its base fan-in, to a whole number."""
+    if kind == "all":
+        return recipe.model_copy(update={"base_learning_rate": factor * recipe.base_learning_rate})
+    base = recipe.base_fan_ins
+    fan_in = max(1, round(factor * getattr(base, kind)))
+    return recipe.model_copy(update={"base_fan_ins": base.model_copy(update={kind: fan_in})})
 
 
 class RateGain(Value):
@@ -109,13 +115,19 @@ def judge(
     )
 
 
-def advise(verdicts: Sequence[ShapeVerdict], recipe: TrainingRecipe) -> tuple[ShapeVerdict, ...]:
-    """Say of every shape what to change. The first is the centre: what it gains is the base rate's."""
+def advise(verdicts: Sequence[ShapeVerdict], recipe: TrainingRecipe, kind: Kind = "all") -> tuple[ShapeVerdict, ...]:
+    """Say of every shape what to change. The first is the centre: what it gains is the base rate's.
+
+    Args:
+        verdicts: of all shapes, the centre first.
+        recipe: of factor 1.
+        kind: whose rates were multiplied.
+    """
     centre, *extremes = verdicts
     moved = centre.best_factor if centre.outcome == "off" else 1.0
     return (
-        centre.model_copy(update={"advice": _advice_for_centre(centre, recipe)}),
-        *(one.model_copy(update={"advice": _advice_for_extreme(one, moved)}) for one in extremes),
+        centre.model_copy(update={"advice": _advice_for_centre(centre, recipe, kind)}),
+        *(one.model_copy(update={"advice": _advice_for_extreme(one, moved, kind)}) for one in extremes),
     )
 
 
@@ -137,34 +149,34 @@ def _outcome(base: Sequence[TrainingObservation], gains: Sequence[RateGain]) -> 
     return "holds" if all(_high(one) <= GAIN_LIMIT for one in gains) else "undecided"
 
 
-def _advice_for_centre(centre: ShapeVerdict, recipe: TrainingRecipe) -> str:
-    if centre.outcome == "diverged":
-        return f"set training.base_learning_rate = {0.5 * recipe.base_learning_rate:.3g} or less: the centre diverges"
-    if centre.outcome != "off":
+def _advice_for_centre(centre: ShapeVerdict, recipe: TrainingRecipe, kind: Kind) -> str:
+    if centre.outcome not in ("off", "diverged"):
         return _unless_off(centre)
-    return f"set training.base_learning_rate = {centre.best_factor * recipe.base_learning_rate:.3g}"
+    factor = 0.5 if centre.outcome == "diverged" else centre.best_factor
+    better = at_factor(recipe, factor, kind)
+    if kind == "all":
+        return f"set training.base_learning_rate = {better.base_learning_rate:.3g}"
+    return f"set training.base_fan_ins.{kind} = {getattr(better.base_fan_ins, kind)}"
 
 
-def _advice_for_extreme(shape: ShapeVerdict, moved: float) -> str:
+def _advice_for_extreme(shape: ShapeVerdict, moved: float, kind: Kind) -> str:
     if shape.outcome not in ("off", "diverged"):
         return _unless_off(shape)
     if shape.outcome == "off" and shape.best_factor == moved:
         return "what the centre needs helps this shape too"
-    fastest = max(shape.multipliers, key=lambda kind: shape.multipliers[kind])
-    slowest = min(shape.multipliers, key=lambda kind: shape.multipliers[kind])
-    narrow = "or narrow [space] so that this shape is not in it"
-    if shape.outcome == "diverged" or shape.best_factor < 1:
-        if shape.multipliers[fastest] <= 1:
-            return f"lower training.base_learning_rate, {narrow}"
-        factor = min(shape.best_factor, 0.7) if shape.outcome == "diverged" else shape.best_factor
-        cap = max(1.0, factor * shape.multipliers[fastest])
+    is_fast = shape.outcome == "diverged" or shape.best_factor < 1
+    if kind == "all":
         return (
-            f"its {_NAMES[fastest][0]} learn at {shape.multipliers[fastest]:.2g} times the base rate: set "
-            f"training.max_rate_multiplier = {cap:.2g}, {narrow}"
+            f"it learns too {'fast' if is_fast else 'slowly'}; archfleet guard --kind hidden, attention or mlp tells "
+            "which of its matrices do, or narrow [space] so that this shape is not in it"
         )
+    multiplier = shape.multipliers[kind]
+    way = f"lower training.base_fan_ins.{kind}" if is_fast else f"raise training.base_fan_ins.{kind}"
+    if is_fast and multiplier > 1:
+        way += f" or set training.max_rate_multiplier = {max(1.0, min(shape.best_factor, 0.7) * multiplier):.2g}"
     return (
-        f"its {_NAMES[slowest][0]} learn at {shape.multipliers[slowest]:.2g} times the base rate: raise "
-        f"training.base_fan_ins.{slowest} towards this shape's {_NAMES[slowest][1]}, {narrow}"
+        f"these matrices learn at {multiplier:.2g} times the base rate, too {'fast' if is_fast else 'slowly'} for it: "
+        f"{way}, or narrow [space] so that this shape is not in it"
     )
 
 

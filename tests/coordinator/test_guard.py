@@ -113,6 +113,14 @@ def test_every_shape_trains_at_every_factor_with_every_seed_and_nothing_else_cha
             assert one.model_copy(update={"recipe": one.recipe.model_copy(update=as_base)}) == base
 
 
+def test_a_guard_of_one_kind_of_matrix_shares_the_runs_at_the_studys_own_rate(study: StudySpec, what: Guard) -> None:
+    hidden = plan_guard(study, num_seeds=2, kind="hidden").assignments(0, CORPUS_ID)
+    base = what.assignments(0, CORPUS_ID)
+    assert hidden[1.0] == base[1.0]
+    assert hidden[0.7][0].recipe.base_fan_ins.hidden == round(0.7 * what.recipe.base_fan_ins.hidden)
+    assert hidden[0.7][0].recipe.base_learning_rate == what.recipe.base_learning_rate
+
+
 @pytest.mark.usefixtures("no_corpus")
 def test_a_planted_gain_of_narrow_shapes_is_found_and_what_to_change_is_said(
     what: Guard, make_world, tmp_path: Path
@@ -123,7 +131,7 @@ def test_a_planted_gain_of_narrow_shapes_is_found_and_what_to_change_is_said(
     narrow = {shape["architecture"]["intermediate_size"] <= 24: shape["outcome"] for shape in result["shapes"]}
     assert narrow == {True: "off", False: "holds"}
     assert not is_kept(result)
-    assert any("training.max_rate_multiplier = " in sentence for sentence in guard_sentences(result))
+    assert any("it learns too fast; archfleet guard --kind" in sentence for sentence in guard_sentences(result))
     assert seen[0] == (0, len(what.shapes) * 6)
     assert seen[-1] == (len(what.shapes) * 6, len(what.shapes) * 6)
     json.dumps(result, allow_nan=False)
@@ -205,7 +213,7 @@ def test_the_command_prints_a_table_or_json_and_tells_by_its_status(
     told = CliRunner().invoke(main, out)
     assert told.exit_code == 1
     assert "gain at 0.7x" in told.stdout
-    assert "max_rate_multiplier" in told.stdout
+    assert "archfleet guard --kind hidden" in told.stdout
     as_json = CliRunner().invoke(main, [*out, "--json"])
     assert as_json.exit_code == 1
     assert json.loads(as_json.stdout)["study"] == "quick"

@@ -9,7 +9,7 @@ from scaling.architecture import Architecture
 from scaling.observations import Failure, Provenance, TrainingObservation
 from scaling.pairing import RunNoise
 from scaling.quantity import Measured, NotMeasured
-from scaling.rate_guard import GAIN_LIMIT, ShapeVerdict, advise, judge, level_for, run_noise
+from scaling.rate_guard import GAIN_LIMIT, ShapeVerdict, advise, at_factor, judge, level_for, run_noise
 from scaling.recipes import TrainingRecipe
 
 RECIPE = TrainingRecipe(num_tokens=51_200)  # base fan-ins 64, 64, 196
@@ -103,16 +103,32 @@ def test_a_centre_that_is_off_changes_the_base_rate() -> None:
     assert centre.advice == "set training.base_learning_rate = 0.0056"
 
 
-def test_a_narrow_matrix_that_learns_too_fast_is_capped() -> None:
+def test_a_shape_that_learns_too_fast_is_looked_at_kind_by_kind() -> None:
     shape = verdict(-0.02, 0.05, architecture=NARROW_MLP)
     advice = advise([verdict(0.01, 0.01), shape], RECIPE)[1].advice
-    assert "its down projections learn at 3.8 times the base rate: set training.max_rate_multiplier = 2.6" in advice
+    assert advice.startswith("it learns too fast; archfleet guard --kind hidden, attention or mlp tells which")
 
 
-def test_a_wide_matrix_that_learns_too_slowly_moves_the_base() -> None:
+def test_narrow_matrices_that_learn_too_fast_are_slowed_or_capped() -> None:
+    shape = verdict(-0.02, 0.05, architecture=NARROW_MLP)
+    advice = advise([verdict(0.01, 0.01), shape], RECIPE, "mlp")[1].advice
+    assert "learn at 3.8 times the base rate, too fast for it: lower training.base_fan_ins.mlp or set " in advice
+    assert "training.max_rate_multiplier = 2.6" in advice
+
+
+def test_wide_matrices_that_learn_too_slowly_move_the_base() -> None:
     shape = verdict(0.05, -0.02, architecture=WIDE_MLP)
-    advice = advise([verdict(0.01, 0.01), shape], RECIPE)[1].advice
-    assert "its down projections learn at 0.49 times the base rate: raise training.base_fan_ins.mlp" in advice
+    advice = advise([verdict(0.01, 0.01), shape], RECIPE, "mlp")[1].advice
+    assert "learn at 0.49 times the base rate, too slowly for it: raise training.base_fan_ins.mlp" in advice
+
+
+def test_one_kind_of_matrix_moves_its_base_fan_in() -> None:
+    assert at_factor(RECIPE, 0.7).base_learning_rate == pytest.approx(0.7 * RECIPE.base_learning_rate)
+    slower = at_factor(RECIPE, 0.7, "hidden")
+    assert slower.base_fan_ins.hidden == 45
+    assert slower.model_copy(update={"base_fan_ins": RECIPE.base_fan_ins}) == RECIPE
+    (centre,) = advise([verdict(-0.02, 0.05)], RECIPE, "hidden")
+    assert centre.advice == "set training.base_fan_ins.hidden = 45"
 
 
 def test_what_the_centre_needs_is_not_asked_of_each_shape() -> None:
@@ -127,7 +143,7 @@ def test_a_rate_at_which_a_shape_diverges_is_no_gain_and_one_where_it_starts_is_
     assert found.gains[1].gain == NotMeasured(reason="training diverged by step 3")
     lost = judge(CENTRE, "why", {1.0: [diverged()], 0.7: [run(4.1)], 1.4: [diverged()]}, RECIPE, QUIET)
     assert (lost.outcome, lost.loss) == ("diverged", None)
-    assert "the centre diverges" in advise([lost], RECIPE)[0].advice
+    assert advise([lost], RECIPE)[0].advice == "set training.base_learning_rate = 0.004"
 
 
 def test_runs_of_other_text_are_refused() -> None:
