@@ -86,7 +86,7 @@ def compare(paths: Sequence[Path], *, noise_sd: float | None = None, level: floa
         paths: folders of `archfleet train`, folders of single seeds, or observations as JSON; at least two.
         noise_sd: scatter of one run's loss over seeds in nats per token, where it is known from elsewhere; by default
             it is estimated from the replicates given here.
-        level: of the intervals.
+        level: of the intervals; those of several differences are widened until they hold together (Bonferroni).
 
     Raises:
         UserError: something cannot be read, or was not evaluated on the same windows of the same corpus.
@@ -100,13 +100,14 @@ def compare(paths: Sequence[Path], *, noise_sd: float | None = None, level: floa
     if noise_sd is not None:
         noise = RunNoise(sd=noise_sd, degrees_of_freedom=KNOWN)
     first = given[0]
+    together = 1 - (1 - level) / (len(given) - 1)
     return Comparison(
         corpus_id=first.runs[0].corpus_id,
         num_windows=len(first.runs[0].window_losses),
         trained=tuple(_trained(each, level) for each in given),
         noise=_told(noise, noise_sd, sum(len(each.runs) for each in given), level),
         noise_floor=noise_floor(noise),
-        differences=tuple(_difference(first, other, noise, level) for other in given[1:]),
+        differences=tuple(_difference(first, other, noise, together) for other in given[1:]),
         notes=tuple(note for other in given[1:] for note in _notes(first, other)),
     )
 
@@ -240,6 +241,8 @@ def closing_words(comparison: Comparison) -> tuple[str, ...]:
         bits = each.bits_per_byte
         in_bits = f" ({bits.value:+.4f} bits/byte)" if isinstance(bits, Measured) else ""
         words.append(f"{each.name} minus {comparison.trained[0].name}: {value}{in_bits} {told}")
+    if len(comparison.differences) > 1:
+        words.append(f"intervals are corrected for {len(comparison.differences)} comparisons")
     return (*words, *comparison.notes)
 
 

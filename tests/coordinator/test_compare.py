@@ -131,6 +131,10 @@ def test_several_are_compared_with_the_first_in_one_table(tmp_path: Path) -> Non
         assert folder.name in done.stdout
     assert done.stdout.count(" minus ") >= 2
     assert "two runs of one architecture differ by chance by up to" in done.stdout
+    assert "intervals are corrected for 2 comparisons" in done.stdout
+    both, one = (json.loads(archfleet(*chosen, "--json").stdout) for chosen in (folders, folders[:2]))
+    assert one["differences"][0]["difference"]["interval"]["level"] == pytest.approx(0.9)
+    assert both["differences"][0]["difference"]["interval"]["level"] == pytest.approx(0.95)
 
 
 def test_observations_alone_compare_without_bits_per_byte(tmp_path: Path) -> None:
