@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from agent.blobs import BlobCache, directory_fetcher, put
 from agent.failures import CorpusError
-from agent.training.corpus import Corpus, build_stdlib_corpus, load_corpus
+from agent.training.corpus import Corpus, CorpusManifest, build_stdlib_corpus, load_corpus
 
 
 def _documents(corpus: Corpus, blob_directory: Path, role: str) -> list[str]:
@@ -94,11 +94,40 @@ def test_a_blob_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
         load_corpus(BlobCache(tmp_path / "cache", directory_fetcher(tmp_path)), sha256)
 
 
+def test_a_manifest_of_an_earlier_version_keeps_its_id() -> None:
+    written = (
+        '{"schema_version":1,"dtype":"uint16","vocab_size":300,"end_of_text_id":0,"tokenizer_sha256":"ab","shards":['
+        '{"role":"train","sha256":"cd","num_tokens":9,"num_documents":2},'
+        '{"role":"validation","sha256":"ef","num_tokens":5,"num_documents":1}],"description":"text files"}'
+    )
+    manifest = CorpusManifest.model_validate_json(written)
+    assert manifest.model_dump_json() == written
+    assert manifest.shard("train").num_bytes is None
+
+
+def test_shards_tell_the_bytes_of_their_text(corpus: Corpus, texts: Path) -> None:
+    num_bytes = sum(shard.num_bytes or 0 for shard in corpus.manifest.shards)
+    assert num_bytes == sum(path.stat().st_size for path in texts.iterdir())
+
+
+def test_long_files_are_cut_so_that_parts_of_them_can_be_held_out(texts: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(texts, tmp_path / "source")
+    long = "\n\n".join(f"paragraph {number} " * 20 for number in range(200))
+    (source / "long.txt").write_text(long)
+    built = build_stdlib_corpus(tmp_path / "blobs", vocab_size=300, source=source)
+    documents = [text for role in ("train", "validation") for text in _documents(built, tmp_path / "blobs", role)]
+    pieces = [text for text in documents if text in long]
+    assert len(pieces) > len(long) / 8192
+    assert max(map(len, pieces)) <= 8192
+    assert sum(map(len, pieces)) == len(long)
+
+
 @pytest.mark.slow
 def test_the_standard_library_gives_a_held_out_part_of_1024_windows(tmp_path: Path) -> None:
     sentences: list[str] = []
     corpus = build_stdlib_corpus(tmp_path, progress=sentences.append)
     assert corpus.manifest.vocab_size == 1024
     assert corpus.manifest.shard("validation").num_tokens >= 1024 * 129
+    assert corpus.manifest.shard("validation").num_documents > 50
     assert corpus.manifest.shard("train").num_tokens > 1_000_000
     assert len(sentences) == 3
