@@ -35,9 +35,9 @@ lint: $(STAMP) ## format and lint
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
-pytest: $(STAMP) ## all tests: those that start Ray one at a time, the others side by side
+pytest: $(STAMP) ## all tests, two at a time; those that start Ray by files, which share a cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not fleet and not gpu"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m fleet
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m fleet
 
 bench: $(STAMP) ## speed of the science beside plain implementations, measured side by side
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fit.py
