@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder that holds the corpus (of `corpus`, or of archfleet data prepare); needed to train",
     )
     run.add_argument("--work", type=Path, help="folder for checkpoints; by default one that is removed at the end")
+    run.add_argument("--devices", type=_count, help="devices of this machine that share a training (default: one)")
     run.add_argument("--json", action="store_true", help="one line of JSON and no progress, for programs")
     run.set_defaults(command=_run)
     corpus = commands.add_parser("corpus", help="build the default corpus", epilog=_EXAMPLES, formatter_class=_RAW)
@@ -71,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _RAW = argparse.RawDescriptionHelpFormatter
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def read_assignment(path: Path) -> TrainAssignment | BenchAssignment:
@@ -99,7 +106,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.blobs is not None and not options.blobs.is_dir():
         raise InvalidInputError(f"--blobs {options.blobs} is not a folder; python -m agent corpus --out DIR writes one")
     with _work_directory(options.work) as work_directory:
-        worker = Worker("local", work_directory, _fetch_from(options.blobs or work_directory))
+        fetch = _fetch_from(options.blobs or work_directory)
+        worker = Worker("local", work_directory, fetch, num_devices=options.devices)
         with _reporter(quiet=options.json) as report:
             observation = _last(worker.run(assignment), report)
         print(observation.model_dump_json(indent=None if options.json else 1), flush=True)

@@ -13,13 +13,27 @@ from pathlib import Path
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.blobs import BlobCache, Fetch
 from agent.device import make_provenance
-from agent.failures import failure_from
+from agent.failures import InvalidInputError, failure_from
 from scaling.architecture import Architecture
 from scaling.observations import Observation, Progress
 
 CHECKPOINTS_VARIABLE = "ARCHFLEET_CHECKPOINTS"
 """A directory or a URL of fsspec's (s3://, gs://) where checkpoints lie instead of in the work directory: on storage
 that all agents see, a training goes on at another machine though its own has died without a word."""
+DEVICES_VARIABLE = "ARCHFLEET_DEVICES"
+"""How many devices of this machine share every training; one where it is not set."""
+
+
+def devices_asked_for() -> int:
+    """What `DEVICES_VARIABLE` asks for.
+
+    Raises:
+        InvalidInputError: it is no whole number above 0.
+    """
+    asked = os.environ.get(DEVICES_VARIABLE) or "1"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise InvalidInputError(f"{DEVICES_VARIABLE} is {asked!r}; expected a whole number of devices, such as 4")
+    return int(asked)
 
 
 class Worker:
@@ -31,12 +45,14 @@ class Worker:
         work_directory: Path,
         fetch: Fetch,
         *,
+        num_devices: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self.agent_name = agent_name
         self._work_directory = work_directory
         self._blobs = BlobCache(work_directory / "blobs", fetch)
+        self._num_devices = num_devices
         self._clock = clock
         self._unix_time = unix_time
 
@@ -66,7 +82,7 @@ class Worker:
     def prepare(self) -> None:
         """Import what a training needs, where it is installed: seconds that no lease has to wait for."""
         if importlib.util.find_spec("torch") is not None:
-            importlib.import_module("agent.training.run")
+            importlib.import_module("agent.training.parallel")
 
     def discard(self, assignment: TrainAssignment | BenchAssignment) -> None:
         """Drop the checkpoint of an assignment whose observation is safe."""
@@ -99,11 +115,12 @@ class Worker:
     def _dispatch(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
         """The generator that does the work; its imports happen, and may fail, at its first step."""
         if isinstance(assignment, TrainAssignment):
-            from agent.training.run import train
+            from agent.training.parallel import train_on_devices
             from agent.training.trunk import TrunkStore
 
-            yield from train(
+            yield from train_on_devices(
                 assignment,
+                num_devices=self._num_devices or devices_asked_for(),
                 blobs=self._blobs,
                 checkpoint_directory=self._checkpoints,
                 agent=self.agent_name,

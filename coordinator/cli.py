@@ -390,6 +390,15 @@ def fleet(num_agents: int, num_trials: int, all_faults: bool, names: tuple[str, 
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
 @click.option(
+    "--devices",
+    "num_devices",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Devices of this machine that share every batch; on a CPU, processes. Must divide the batch.",
+)
+@click.option(
     "--checkpoint-seconds",
     default=10.0,
     show_default=True,
@@ -407,6 +416,7 @@ def train(
     seeds: tuple[int, ...],
     num_seeds: int | None,
     device: str | None,
+    num_devices: int,
     out: Path | None,
     as_json: bool,
     **settings: Any,
@@ -438,7 +448,7 @@ def train(
     directory = out or default_directory(plan.training)
     say(plan_words(plan, wanted))
     try:
-        result = run_training(plan, wanted, directory, console=errors, device=device)
+        result = run_training(plan, wanted, directory, console=errors, device=device, num_devices=num_devices)
     except RunFailedError as error:
         say(f"archfleet: {error}")
         sys.exit(1)

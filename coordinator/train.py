@@ -233,9 +233,15 @@ def plan_words(plan: Plan, seeds: Sequence[int]) -> str:
 
 
 def run_training(
-    plan: Plan, seeds: Sequence[int], directory: Path, *, console: Console, device: str | None = None
+    plan: Plan,
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    console: Console,
+    device: str | None = None,
+    num_devices: int = 1,
 ) -> TrainingResult | None:
-    """Train what is left of the seeds; null where it was asked to stop before the end.
+    """Train what is left of the seeds, each on `num_devices`; null where it was asked to stop before the end.
 
     Raises:
         UserError: the folder cannot be used, or what the run needs is not there.
@@ -248,7 +254,7 @@ def run_training(
         for seed in seeds:
             observation = finished_run(directory, plan.training, seed)
             if observation is None:
-                observation = _run_seed(plan, seed, directory, device, report, asked_to_stop)
+                observation = _run_seed(plan, seed, directory, device, num_devices, report, asked_to_stop)
             if observation is None:
                 return None
             observations.append(observation)
@@ -265,17 +271,19 @@ def _run_seed(
     seed: int,
     directory: Path,
     device: str,
+    num_devices: int,
     report: "_Report",
     asked_to_stop: Callable[[], bool],
 ) -> TrainingObservation | None:
     """Train one seed and keep what came of it; null where it was asked to stop."""
     from agent.training.checkpoint import discard_checkpoint
-    from agent.training.run import train
+    from agent.training.parallel import train_on_devices
 
     assignment, kept = plan.training.assignment(seed), list[Any]()
     checkpoints = directory / CHECKPOINTS_NAME
-    run: Any = train(
+    run: Any = train_on_devices(
         assignment,
+        num_devices=num_devices,
         blobs=plan.blobs,
         checkpoint_directory=checkpoints,
         agent="local",

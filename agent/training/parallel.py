@@ -33,6 +33,7 @@ from agent.device import make_provenance
 from agent.engines.descendants import MARK_VARIABLE
 from agent.engines.process import Lines, count_kernel_kills, exit_status, start, stop_group, tail, wait_exit
 from agent.failures import InvalidInputError
+from agent.training import run
 from agent.training.checkpoint import NoCheckpoint, restore_checkpoint
 from agent.training.compiling import Choice
 from agent.training.corpus import load_corpus
@@ -72,12 +73,12 @@ def train_on_devices(
     on_finished: Finished | None = None,
     strategy: Strategy | None = None,
     silence_seconds: float = SILENCE_SECONDS,
-) -> Iterator[Progress | TrainingObservation | Failure]:
+) -> Generator[Progress | TrainingObservation | Failure, None, None]:
     """Train and evaluate, or resume, on several devices; the last item is the observation or a failure.
 
     Args:
         assignment: what to train.
-        num_devices: that share it; on a CPU, processes of one thread.
+        num_devices: that share it; on a CPU, processes of one thread. 1 is `run.train`, in this process.
         blobs: where the corpus is fetched from.
         checkpoint_directory: as `run.train`'s: a run may go on with another number of devices.
         agent: name of the agent, for the provenance.
@@ -94,6 +95,21 @@ def train_on_devices(
     Raises:
         InvalidInputError: the corpus cannot be had or does not fit, or the devices cannot share the batch.
     """
+    if num_devices == 1:
+        yield from run.train(
+            assignment,
+            blobs=blobs,
+            checkpoint_directory=checkpoint_directory,
+            agent=agent,
+            clock=clock,
+            unix_time=unix_time,
+            device=device,
+            micro_batch=micro_batch,
+            compiled=compiled,
+            trunks=trunks,
+            on_finished=on_finished,
+        )
+        return
     started_at, started = unix_time(), clock()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     share = share_of(assignment.recipe, num_devices)

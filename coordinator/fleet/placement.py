@@ -1,6 +1,7 @@
 """Placement: which agents a Ray cluster has room for. Decides; starts nothing.
 
-One agent per accelerator of a node; a node without accelerators has one per CPU. A node whose CPU count is 0, as a
+One agent per accelerator of a node; a node without accelerators has one per CPU; where a node's label says so, one per
+several of them. A node whose CPU count is 0, as a
 head should be, has none.
 """
 
@@ -9,9 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.errors import UserError
+
 PRETENDED_LABEL = "archfleet.io/pretended-hardware"
 """A node with this label lets its agents pretend to be that hardware: tests of mixed fleets on CPUs. Only the fake
 engine pretends, and says so; everything else measures what is there."""
+
+DEVICES_LABEL = "archfleet.io/devices-per-agent"
+"""A node with this label has fewer agents, of so many accelerators (or CPUs) each, which share every training."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Slot:
     node: str
     """Name or address of the machine."""
     num_gpus: int
+    num_devices: int = 1
+    """Accelerators, or CPUs where there are none, of the one agent."""
     pretended_hardware: str | None = None
 
 
@@ -38,17 +46,29 @@ def slots_of(nodes: Iterable[Mapping[str, Any]], *, max_agents: int, prefix: str
     for node in sorted((node for node in nodes if node["Alive"]), key=lambda node: str(node["NodeID"])):
         resources = node["Resources"]
         num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        num_devices = _devices_per_agent(node)
         slots += [
             Slot(
                 agent=f"{prefix or _prefix(node)}-{number}",
                 node_id=str(node["NodeID"]),
                 node=str(node["NodeManagerHostname"]),
-                num_gpus=1 if num_gpus else 0,
+                num_gpus=num_devices if num_gpus else 0,
+                num_devices=num_devices,
                 pretended_hardware=node["Labels"].get(PRETENDED_LABEL),
             )
-            for number in range(num_gpus or num_cpus)
+            for number in range((num_gpus or num_cpus) // num_devices)
         ]
     return slots[:max_agents]
+
+
+def _devices_per_agent(node: Mapping[str, Any]) -> int:
+    asked = node["Labels"].get(DEVICES_LABEL, "1")
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(
+            f"node {node['NodeManagerHostname']} has the label {DEVICES_LABEL}={asked!r}; expected a whole number of "
+            "devices, such as 4: start its Ray again with --labels"
+        )
+    return int(asked)
 
 
 def _prefix(node: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.device import PRETENDED_VARIABLE
 from agent.engines.canary import KIND as CANARY_KIND
-from agent.worker import Worker
+from agent.worker import DEVICES_VARIABLE, Worker
 from coordinator.errors import UserError
 from coordinator.fleet.actor import AgentActor, Work
 from coordinator.fleet.base import (
@@ -220,12 +220,12 @@ class RayFleet:
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         # One thread works, one waits in `fetch`, the others answer at once.
         actor = self._ray.remote(
-            num_cpus=0 if slot.num_gpus else 1,
+            num_cpus=0 if slot.num_gpus else slot.num_devices,
             num_gpus=slot.num_gpus,
             max_restarts=0,
             max_concurrency=8,
             scheduling_strategy=affinity(slot.node_id, soft=False),
-            runtime_env={"env_vars": _pretence(slot)} if slot.pretended_hardware else None,
+            runtime_env={"env_vars": variables} if (variables := _variables(slot)) else None,
         )(RayActor)
         handle = actor.remote(slot.agent, str(self._work_directory), self._blobs, self._worker)
         agent = self._agents[slot.agent] = _Agent(slot, handle)
@@ -325,8 +325,10 @@ def _item(message: Message) -> Progress | Observation:
     return Progress.model_validate_json(message.item)
 
 
-def _pretence(slot: Slot) -> dict[str, str]:
-    return {PRETENDED_VARIABLE: str(slot.pretended_hardware)}
+def _variables(slot: Slot) -> dict[str, str]:
+    """What the agent of a slot is to know from its environment."""
+    pretence = {PRETENDED_VARIABLE: slot.pretended_hardware} if slot.pretended_hardware else {}
+    return pretence | ({DEVICES_VARIABLE: str(slot.num_devices)} if slot.num_devices > 1 else {})
 
 
 def _first_line(error: Exception) -> str:

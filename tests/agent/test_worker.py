@@ -8,7 +8,7 @@ import pytest
 from agent.assignment import TrainAssignment
 from agent.blobs import directory_fetcher
 from agent.training.corpus import Corpus
-from agent.worker import Worker
+from agent.worker import DEVICES_VARIABLE, Worker
 from scaling.observations import Failure, Observation, Progress, TrainingObservation
 
 
@@ -125,3 +125,23 @@ def test_blobs_are_kept_for_the_next_assignment(
 
 def test_the_probe_gives_a_speed(worker: Worker, assignment: TrainAssignment) -> None:
     assert worker.probe(assignment.architecture, 0.1) > 0
+
+
+def test_devices_that_cannot_share_a_batch_end_in_a_validation_failure(
+    worker: Worker, assignment: TrainAssignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEVICES_VARIABLE, "3")
+    failure = _only_observation(list(worker.run(assignment)))
+    assert isinstance(failure, Failure)
+    assert failure.failure_kind == "validation"
+    assert "8 sequences cannot be shared evenly by 3 devices" in failure.message
+
+
+@pytest.mark.parametrize("asked", ["many", "0", "-2"])
+def test_a_number_of_devices_that_is_none_is_named(
+    worker: Worker, assignment: TrainAssignment, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setenv(DEVICES_VARIABLE, asked)
+    failure = _only_observation(list(worker.run(assignment)))
+    assert isinstance(failure, Failure)
+    assert failure.message == f"ARCHFLEET_DEVICES is '{asked}'; expected a whole number of devices, such as 4"

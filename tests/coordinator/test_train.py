@@ -274,6 +274,11 @@ def test_a_device_that_is_not_there_is_refused(mistake: Callable[..., str], tmp_
     assert "torch sees no CUDA device here" in words
 
 
+def test_devices_that_cannot_share_a_batch_are_refused(mistake: Callable[..., str], tmp_path: Path) -> None:
+    message = mistake(*SHORT, "--devices", 3, "--out", tmp_path / "out")
+    assert "8 sequences cannot be shared evenly by 3 devices" in message
+
+
 def test_seeds_are_asked_for_in_one_way(mistake: Callable[..., str]) -> None:
     assert "--seed and --seeds 2 were both given" in mistake(*SHORT, "--seed", 1, "--seeds", 2)
 

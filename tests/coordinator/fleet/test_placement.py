@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from coordinator.fleet.placement import PRETENDED_LABEL, slots_of
+import pytest
+
+from coordinator.errors import UserError
+from coordinator.fleet.placement import DEVICES_LABEL, PRETENDED_LABEL, slots_of
 
 
 def node(
@@ -57,3 +60,21 @@ def test_a_label_lets_agents_pretend_to_be_hardware() -> None:
     (slot,) = slots_of([node("aaaaaaaa", CPU=1.0, labels={PRETENDED_LABEL: "h200-sxm-141gb"})], max_agents=64)
 
     assert slot.pretended_hardware == "h200-sxm-141gb"
+
+
+def test_a_label_gives_each_agent_several_gpus_and_leaves_the_rest_idle() -> None:
+    slots = slots_of([node("aaaaaaaa", CPU=96.0, GPU=7.0, labels={DEVICES_LABEL: "3"})], max_agents=64)
+
+    assert [(slot.num_gpus, slot.num_devices) for slot in slots] == [(3, 3), (3, 3)]
+
+
+def test_a_label_gives_each_agent_of_a_node_without_gpus_several_cpus() -> None:
+    slots = slots_of([node("aaaaaaaa", CPU=4.0, labels={DEVICES_LABEL: "2"})], max_agents=64)
+
+    assert [(slot.num_gpus, slot.num_devices) for slot in slots] == [(0, 2), (0, 2)]
+
+
+@pytest.mark.parametrize("label", ["all", "0", "-1", "1.5"])
+def test_a_label_that_is_no_number_of_devices_is_refused_by_name(label: str) -> None:
+    with pytest.raises(UserError, match=r"node h1 has the label archfleet.io/devices-per-agent="):
+        slots_of([node("aaaaaaaa", GPU=4.0, labels={DEVICES_LABEL: label})], max_agents=64)
