@@ -34,7 +34,8 @@ class FanIns(Value):
 
     So the wide shape gained at a lower rate not for its narrow MLP, whose multiplier of 3.8 is no hindrance (a softer
     power there, the same as a cap of 1.9, is worse), but for q, k, v, gate and up: with their base at 45 no gain beyond
-    noise is left. Effects of 0.003 nats would take over a hundred seeds to tell.
+    noise is left. At 50 k (one seed, hidden = 45): d 48 +0.006, d 96 -0.017, d 24 -0.003. Effects of 0.003 nats would
+    take over a hundred seeds to tell.
     """
 
     hidden: PositiveInt
