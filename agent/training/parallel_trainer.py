@@ -117,6 +117,10 @@ class ParallelTrainer(Trainer):
             return self.layers
         return super().compile(choice)
 
+    def agreed(self, done: bool) -> bool:
+        """Whether all ranks have done it."""
+        return bool(self.group.smallest(done))
+
     def _accumulating(self, more: bool) -> AbstractContextManager[None]:
         if more and isinstance(self.network, DistributedDataParallel):
             waiting: AbstractContextManager[None] = self.network.no_sync()

@@ -137,7 +137,7 @@ def _train(job: Job, micro_batches: list[int]) -> None:
             if group.leads:
                 print(event.model_dump_json(), flush=True)
             if group.tell((folder / STOP_NAME).exists()):
-                return
+                break
     group.leave()
 
 

@@ -113,7 +113,8 @@ def train(
     try:
         if not trainer.done:
             choice = compiled or compile_choice()
-            yield from _beside(lambda: trainer.compile(choice), _progress(trainer, "compiling the layers", None))
+            sign = _progress(trainer, "compiling the layers", None)
+            yield from _beside(lambda: trainer.compile(choice), sign, trainer.agreed)
         peak = peak_flops_per_second(describe_device(on_gpu=device == "cuda").hardware)
         peak = peak and peak * trainer.num_devices
         yield from _train_steps(trainer, clock, Telemetry(trainer, power, peak))
@@ -162,12 +163,15 @@ def load_data(assignment: TrainAssignment, blobs: BlobCache) -> TrainingData:
     return TrainingData(stream, validation, offsets)
 
 
-def _beside(work: Callable[[], object], sign: Progress) -> Iterator[Progress]:
-    """Do a long work on a thread, with a sign of life about every second; whoever closes does not wait for it."""
+def _beside(work: Callable[[], object], sign: Progress, agreed: Callable[[bool], bool]) -> Iterator[Progress]:
+    """Do a long work on a thread, with a sign of life about every second; whoever closes does not wait for it.
+
+    `agreed` says whether everybody who trains has done it.
+    """
     pool = ThreadPoolExecutor(1, thread_name_prefix="archfleet-compile")
     future = pool.submit(work)
     pool.shutdown(wait=False)
-    while not wait([future], timeout=_REPORT_EVERY_SECONDS).done:
+    while not agreed(bool(wait([future], timeout=_REPORT_EVERY_SECONDS).done)):
         yield sign
     future.result()
 

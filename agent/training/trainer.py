@@ -119,6 +119,10 @@ class Trainer:
             bytes_per_activation=2,
         )
 
+    def agreed(self, done: bool) -> bool:
+        """Whether all who train this run have done what this process has, or has not."""
+        return done
+
     @property
     def done(self) -> bool:
         """Whether every step is done."""
