@@ -108,7 +108,7 @@ def train(
     )
     resumed = trainer.resume()
     yield Progress(assignment_id=assignment.id, done_fraction=trainer.done_fraction, message=resumed)
-    power = open_power_meter(trainer.device)
+    power = open_power_meter(trainer.device, num_devices=trainer.num_devices)
     batches: list[NDArray[np.float32]] = []
     try:
         if not trainer.done:

@@ -100,6 +100,6 @@ def mean_watts(samples: list[Sample]) -> float | None:
     return sum(powers) / len(powers) if powers else None
 
 
-def open_power_meter(device: torch.device) -> PowerMeter:
-    """The meter of the device that trains."""
-    return PowerMeter(open_sensor("cpu" if device.type == "cpu" else "gpu"))
+def open_power_meter(device: torch.device, *, num_devices: int = 1) -> PowerMeter:
+    """The meter of what trains: the processors, or so many boards together."""
+    return PowerMeter(open_sensor("cpu" if device.type == "cpu" else "gpu", num_devices=num_devices))
