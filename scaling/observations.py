@@ -53,7 +53,8 @@ class TrainingPoint(Value):
     """Model FLOPs utilisation, PaLM's: tokens/s · (6 · parameters + 12 · L · A · T) over the dense bf16 peak of the
     data sheet; null on a CPU, whose sheet has no peak, and on a device without a sheet."""
     memory_bytes: NonNegativeInt | None = Field(None, exclude_if=lambda size: size is None)
-    """Most that the allocator held on a GPU, the first of several; what the process holds on a CPU; null where the system does not tell."""
+    """Most that the allocator held on a GPU, the first of several; what the process holds on a CPU; null where the
+    system does not tell."""
     power_watts: NonNegativeFloat | None = Field(None, exclude_if=lambda power: power is None)
     """Mean since the point before, of the whole board or the processors' packages, others' work on them included; null
     where there is no sensor."""
