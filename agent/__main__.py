@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fetch_from(directory: Path) -> Fetch:
-    from agent.training.prepared import corpus_fetcher
+    from agent.corpus.prepared import corpus_fetcher
 
     return corpus_fetcher(directory)
 
@@ -171,7 +171,7 @@ def _reporter(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 def _corpus(options: argparse.Namespace) -> int:
-    from agent.training.corpus import build_stdlib_corpus
+    from agent.corpus.manifest import build_stdlib_corpus
 
     corpus = build_stdlib_corpus(
         options.out,

@@ -4,7 +4,9 @@
     ├── InvalidInputError        validation: the assignment cannot be done as given; trying again cannot help
     │   ├── BlobMissingError     a blob that the assignment names could not be fetched
     │   ├── BlobMismatchError    a blob's bytes do not have the hash that names it
-    │   └── CorpusError          a corpus that is empty, truncated, or does not fit the architecture
+    │   ├── CorpusError          a corpus that is empty, truncated, or does not fit the architecture
+    │   ├── HarnessMissingError  no interpreter here has lm-evaluation-harness (`agent/scoring/harness.py`)
+    │   └── ScoringError         the harness could not score
     ├── DivergedError            nan-loss: the loss is not finite, or far above that of guessing
     ├── DeadlineError            timeout
     ├── PreemptedError           preempted: the machine is being taken away

@@ -82,7 +82,7 @@ class Worker:
     def prepare(self) -> None:
         """Import what a training needs, where it is installed: seconds that no lease has to wait for."""
         if importlib.util.find_spec("torch") is not None:
-            importlib.import_module("agent.training.parallel")
+            importlib.import_module("agent.training.parallel.run")
 
     def discard(self, assignment: TrainAssignment | BenchAssignment) -> None:
         """Drop the checkpoint of an assignment whose observation is safe."""
@@ -115,7 +115,7 @@ class Worker:
     def _dispatch(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
         """The generator that does the work; its imports happen, and may fail, at its first step."""
         if isinstance(assignment, TrainAssignment):
-            from agent.training.parallel import train_on_devices
+            from agent.training.parallel.run import train_on_devices
             from agent.training.trunk import TrunkStore
 
             yield from train_on_devices(

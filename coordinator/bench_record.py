@@ -55,11 +55,12 @@ class BenchRecord(Value):
     def to_json(self) -> dict[str, Any]:
         """What bench.json holds: `results` are observations or failures, `rows` says of what, in the same order."""
         ended = [row for row in self.rows if row.result is not None]
-        return {
+        content = {
             **self.model_dump(mode="json"),
             "rows": [row.model_dump(mode="json", exclude={"result"}) for row in ended],
             "results": [row.result.model_dump(mode="json") for row in ended if row.result is not None],
         }
+        return sealed(content)
 
 
 def make_record(campaign: Campaign, restarts: Sequence[SlotResult]) -> BenchRecord:
@@ -115,7 +116,7 @@ def write_record(directory: Path, record: BenchRecord) -> Path:
         UserError: it cannot be written.
     """
     path = directory / FILE_NAME
-    content = json.dumps(sealed(record.to_json()), indent=1, allow_nan=False) + "\n"
+    content = json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n"
     try:
         write_atomically(path, content.encode())
     except OSError as error:

@@ -164,7 +164,7 @@ def prepare_corpus(
     Raises:
         UserError: sources, tokenizer or folder cannot be used; the message says what to do.
     """
-    from agent.training.prepare import Preparation, prepare
+    from agent.corpus.prepare import Preparation, prepare
 
     if settings["tokenizer"] is not None and settings["vocab_size"] is not None:
         raise UserError(
@@ -205,7 +205,7 @@ def import_files(
     Raises:
         UserError: a file is truncated or of no known kind, or what it does not tell was not given either.
     """
-    from agent.training.foreign import ImportOptions, import_tokens
+    from agent.corpus.foreign import ImportOptions, import_tokens
 
     with _one_sentence():
         folder = import_tokens(
@@ -220,7 +220,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or a file is missing or truncated.
     """
-    from agent.training.prepared import CorpusFolder
+    from agent.corpus.prepared import CorpusFolder
 
     with _one_sentence():
         folder = CorpusFolder.open(path)
@@ -234,7 +234,7 @@ def check_folder(path: Path, errors: Console) -> dict[str, Any]:
     Raises:
         UserError: something is not as the manifest says.
     """
-    from agent.training.prepared import CorpusFolder
+    from agent.corpus.prepared import CorpusFolder
 
     with _one_sentence():
         folder = CorpusFolder.open(path)

@@ -6,10 +6,10 @@ Whatever is wrong with it is said before anything starts.
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.corpus.manifest import Corpus, CorpusManifest, build_stdlib_corpus
+from agent.corpus.prepare import WORK
+from agent.corpus.prepared import CorpusFolder, is_corpus_folder
 from agent.failures import CorpusError
-from agent.training.corpus import Corpus, CorpusManifest, build_stdlib_corpus
-from agent.training.prepare import WORK
-from agent.training.prepared import CorpusFolder, is_corpus_folder
 from coordinator.errors import UserError
 from coordinator.study import StudySpec
 

@@ -169,9 +169,9 @@ def _training(
     corpus: FoundCorpus,
     checkpoint_seconds: float,
 ) -> Training:
-    from agent.training.corpus import load_corpus
+    from agent.corpus.manifest import load_corpus
+    from agent.corpus.shards import open_tokens
     from agent.training.run import load_data
-    from agent.training.shards import open_tokens
 
     manifest = load_corpus(corpus.blobs, corpus.id).manifest
     available = open_tokens(manifest, "validation", corpus.blobs).count_windows(recipe.sequence_length)
@@ -277,7 +277,7 @@ def _run_seed(
 ) -> TrainingObservation | None:
     """Train one seed and keep what came of it; null where it was asked to stop."""
     from agent.training.checkpoint import discard_checkpoint
-    from agent.training.parallel import train_on_devices
+    from agent.training.parallel.run import train_on_devices
 
     assignment, kept = plan.training.assignment(seed), list[Any]()
     checkpoints = directory / CHECKPOINTS_NAME

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.blobs import BlobCache
+from agent.corpus import manifest as builder
+from agent.corpus.manifest import CorpusManifest, build_stdlib_corpus
+from agent.corpus.prepared import CorpusFolder, corpus_fetcher, is_corpus_folder
 from agent.failures import CorpusError
-from agent.training import corpus
-from agent.training.corpus import CorpusManifest, build_stdlib_corpus
-from agent.training.prepared import CorpusFolder, corpus_fetcher, is_corpus_folder
 
 DEFAULT_VOCAB_SIZE = 1024
 _LARGEST_MANIFEST_BYTES = 10**7
@@ -51,7 +51,7 @@ def open_corpus(directory: Path | None, *, cache: Path, say: Callable[[str], Non
 
 
 def _default_corpus(cache: Path, say: Callable[[str], None]) -> Path:
-    made_by = hashlib.sha256(Path(str(corpus.__file__)).read_bytes()).hexdigest()[:8]
+    made_by = hashlib.sha256(Path(str(builder.__file__)).read_bytes()).hexdigest()[:8]
     place = cache / "corpora" / f"python-{platform.python_version()}-stdlib-{DEFAULT_VOCAB_SIZE}-{made_by}"
     if not is_corpus_folder(place):
         say(f"building the default corpus, once, in {place}")

@@ -52,7 +52,7 @@ def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[t
 def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README's commands name."""
     from agent.assignment import TrainAssignment
-    from agent.training.corpus import build_stdlib_corpus
+    from agent.corpus.manifest import build_stdlib_corpus
     from scaling.architecture import Architecture
     from scaling.recipes import TrainingRecipe
 

@@ -1,1 +1,1 @@
-"""Training of proxy models: corpus, token stream, model, optimiser, checkpoint, and the run that joins them."""
+"""Training of proxy models: token stream, model, optimiser, checkpoint, and the run that joins them."""

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agent.corpus.order import permuted
+from agent.corpus.shards import Tokens, TokenShards
 from agent.failures import CorpusError
-from agent.training.order import permuted
-from agent.training.shards import Tokens, TokenShards
 
 
 class TokenStream:

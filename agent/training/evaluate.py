@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from agent.corpus.shards import Tokens
 from agent.training.data import gather_windows
 from agent.training.loss import chunk_tokens, token_cross_entropy
 from agent.training.model import Decoder
-from agent.training.shards import Tokens
 from scaling.windows import standard_error
 
 _LOGITS_PER_BATCH = 2**23  # 32 MiB of fp32 logits; depends on T and V alone, so all shapes are batched alike

@@ -17,8 +17,8 @@ from typing import Any
 from safetensors.torch import save
 
 from agent.blobs import BlobCache, sync_directory, write_atomically
+from agent.corpus.manifest import CorpusManifest, load_corpus
 from agent.failures import CorpusError
-from agent.training.corpus import CorpusManifest, load_corpus
 from agent.training.model import Decoder, to_hf_state_dict
 from scaling.observations import TrainingObservation
 

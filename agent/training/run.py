@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache
+from agent.corpus.manifest import load_corpus
+from agent.corpus.shards import TokenShards, open_tokens
 from agent.device import describe_device, make_provenance
 from agent.failures import CorpusError, DivergedError, failure_from
 from agent.training.checkpoint import discard_checkpoint, trim_checkpoints
 from agent.training.compiling import Choice, compile_choice
-from agent.training.corpus import load_corpus
 from agent.training.data import TokenStream, held_out_windows
 from agent.training.evaluate import window_means
 from agent.training.folder import below
 from agent.training.micro_batch import train_flops_per_token
 from agent.training.model import Decoder
-from agent.training.shards import TokenShards, open_tokens
 from agent.training.telemetry import PowerMeter, memory_bytes, open_power_meter, peak_flops_per_second
 from agent.training.trainer import Trainer
 from agent.training.trunk import TrunkStore

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agent.assignment import TrainAssignment
+from agent.corpus.shards import Tokens
 from agent.failures import DivergedError, classify
 from agent.training.checkpoint import NoCheckpoint, RunState, restore_checkpoint
 from agent.training.compiling import Choice, compile_layers, should_compile
@@ -29,7 +30,6 @@ from agent.training.loss import SummedLoss
 from agent.training.micro_batch import fitting_sequences, halved, swift_sequences
 from agent.training.model import Decoder, init_weights
 from agent.training.optim import clip_gradients, make_optimizer, schedule, set_rates
-from agent.training.shards import Tokens
 from agent.training.trunk import TrunkStore, trunk_key
 from agent.training.writer import CheckpointWriter, Writer
 from scaling.observations import Provenance, TrainingObservation, TrainingPoint

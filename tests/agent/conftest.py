@@ -7,7 +7,7 @@ import pytest
 
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache, directory_fetcher
-from agent.training.corpus import Corpus, build_stdlib_corpus
+from agent.corpus.manifest import Corpus, build_stdlib_corpus
 from scaling.architecture import Architecture
 from scaling.recipes import FanIns, TrainingRecipe
 

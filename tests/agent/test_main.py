@@ -8,7 +8,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.assignment import TrainAssignment
-from agent.training.corpus import CorpusManifest
+from agent.corpus.manifest import CorpusManifest
 from scaling.observations import Failure, TrainingObservation
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from agent.assignment import TrainAssignment
 from agent.blobs import directory_fetcher
-from agent.training.corpus import Corpus
+from agent.corpus.manifest import Corpus
 from agent.worker import DEVICES_VARIABLE, Worker
 from scaling.observations import Failure, Observation, Progress, TrainingObservation
 

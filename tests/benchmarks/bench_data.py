@@ -26,9 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from agent.training.bpe import describe_vocabulary, load_tokenizer, tokenizer_json, train_bpe
-from agent.training.order import permuted
-from agent.training.prepare import Preparation, prepare
+from agent.corpus.bpe import describe_vocabulary, load_tokenizer, tokenizer_json, train_bpe
+from agent.corpus.order import permuted
+from agent.corpus.prepare import Preparation, prepare
 
 VOCAB_SIZE = 4096
 NUM_WINDOWS = 10**8

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from agent.training.foreign import ImportOptions, import_tokens
-from agent.training.prepared import CorpusFolder
+from agent.corpus.foreign import ImportOptions, import_tokens
+from agent.corpus.prepared import CorpusFolder
 from coordinator.errors import UserError
 from coordinator.run import RunOptions, run_study
 from coordinator.study import StudySpec, read_study

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.training.corpus import Corpus, build_stdlib_corpus
+from agent.corpus.manifest import Corpus, build_stdlib_corpus
 from coordinator.cli import main
 
 ROOT = Path(__file__).parents[2]

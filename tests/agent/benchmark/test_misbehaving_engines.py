@@ -176,7 +176,7 @@ def test_every_process_of_a_run_bears_its_mark(tmp_path, mark):
 
 def test_a_kill_while_the_kernel_was_short_of_memory_is_out_of_memory(tmp_path, monkeypatch):
     kills = iter([4, 5])  # a real kill for memory would take others on this machine with it
-    monkeypatch.setattr(process, "_num_kernel_kills", lambda: next(kills))
+    monkeypatch.setattr(process, "count_kernel_kills", lambda: next(kills))
     case = Case("is killed for memory", after_ready="os.kill(os.getpid(), 9)")
     end = last(run_benchmark(assignment(), agent="a", work_directory=tmp_path, engine=misbehaving(case, tmp_path)))
     assert end.failure_kind == "out-of-memory"

@@ -8,6 +8,7 @@ import pytest
 
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache, directory_fetcher
+from agent.corpus.manifest import Corpus
 from agent.scoring import harness
 from agent.scoring.harness import (
     HarnessMissingError,
@@ -19,7 +20,6 @@ from agent.scoring.harness import (
     find_harness,
     score,
 )
-from agent.training.corpus import Corpus
 from agent.training.export import export_checkpoint
 from agent.training.run import train
 from scaling.architecture import Architecture

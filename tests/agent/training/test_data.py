@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from agent.blobs import BlobCache
+from agent.corpus.manifest import Corpus
+from agent.corpus.shards import TokenShards, open_shard, open_tokens
 from agent.failures import CorpusError
-from agent.training.corpus import Corpus
 from agent.training.data import TokenStream, held_out_windows
-from agent.training.shards import TokenShards, open_shard, open_tokens
 
 TOKENS = np.arange(101, dtype=np.uint16)
 

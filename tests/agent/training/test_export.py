@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache, directory_fetcher
+from agent.corpus.manifest import Corpus
 from agent.failures import CorpusError
-from agent.training.corpus import Corpus
 from agent.training.export import export_checkpoint
 from agent.training.model import Decoder
 from agent.training.run import train

@@ -103,7 +103,7 @@ def test_a_measured_profile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["train shard", "held-out shard", "tokenizer", "manifest"])
 def test_a_blob_of_a_corpus(kind: str, tmp_path: Path) -> None:
-    from agent.training.corpus import build_stdlib_corpus, load_corpus
+    from agent.corpus.manifest import build_stdlib_corpus, load_corpus
 
     texts = tmp_path / "texts"
     texts.mkdir()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from agent.assignment import BenchAssignment, TrainAssignment
+from agent.corpus.manifest import build_stdlib_corpus
 from agent.device import make_provenance
-from agent.training.corpus import build_stdlib_corpus
 from agent.worker import Worker
 from coordinator.budget import Speed
 from coordinator.fleet.base import Fleet

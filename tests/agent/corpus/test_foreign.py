@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from agent.blobs import BlobCache
+from agent.corpus.bpe import train_bpe
+from agent.corpus.foreign import ImportOptions, import_tokens
+from agent.corpus.prepared import CorpusFolder, corpus_fetcher
+from agent.corpus.shards import open_tokens
 from agent.failures import CorpusError
-from agent.training.bpe import train_bpe
-from agent.training.foreign import ImportOptions, import_tokens
-from agent.training.prepared import CorpusFolder, corpus_fetcher
-from agent.training.shards import open_tokens
 
 TRAIN = np.array([7, 1, 2, 3, 7, 4, 5, 6, 4, 7, 2, 2], dtype=np.uint16)
 HELD_OUT = np.array([7, 5, 5, 6], dtype=np.uint16)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.corpus.sources import Reading, SourceFile, cut_text, find_files, plan_parts, read_documents
 from agent.failures import CorpusError
-from agent.training.sources import Reading, SourceFile, cut_text, find_files, plan_parts, read_documents
 
 READING = Reading("text", 65_536)
 ROWS = [f"document {number} " * (1 + number % 7) for number in range(100)]

@@ -15,12 +15,12 @@ import pytest
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache
 from agent.failures import InvalidInputError
-from agent.training import parallel
 from agent.training.checkpoint import RunState
-from agent.training.launch import REPORT_NAME, FailedRank, LaunchReport
 from agent.training.model import Decoder
-from agent.training.parallel import Ended, Ranks, train_on_devices
-from agent.training.rank import Job, LastWords, words_file
+from agent.training.parallel import run as parallel
+from agent.training.parallel.launch import REPORT_NAME, FailedRank, LaunchReport
+from agent.training.parallel.rank import Job, LastWords, words_file
+from agent.training.parallel.run import Ended, Ranks, train_on_devices
 from agent.training.run import checkpoint_path, train
 from agent.training.trunk import TrunkStore
 from scaling.observations import Failure, FailureKind, Progress, TrainingObservation
@@ -191,7 +191,7 @@ import sys
 from pathlib import Path
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache, directory_fetcher
-from agent.training.parallel import train_on_devices
+from agent.training.parallel.run import train_on_devices
 assignment, blobs, work = TrainAssignment.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 cache = BlobCache(work / "cache", directory_fetcher(blobs))
 for event in train_on_devices(assignment, num_devices=2, blobs=cache, checkpoint_directory=work / "checkpoints",

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
 from agent.blobs import write_atomically
+from agent.corpus.bpe import Vocabulary, encode_documents, load_tokenizer
+from agent.corpus.manifest import Shard, ShardRole
+from agent.corpus.sources import Part, Reading, read_documents
 from agent.failures import CorpusError
-from agent.training.bpe import Vocabulary, encode_documents, load_tokenizer
-from agent.training.corpus import Shard, ShardRole
-from agent.training.sources import Part, Reading, read_documents
 from hwprofiles.value import Value
 
 ALL_HASHES = 2**64

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.training.bpe import describe_vocabulary, tokenizer_json, train_bpe
-from agent.training.runs import (
+from agent.corpus.bpe import describe_vocabulary, tokenizer_json, train_bpe
+from agent.corpus.runs import (
     ALL_HASHES,
     Encoding,
     Runs,
@@ -19,7 +19,7 @@ from agent.training.runs import (
     read_record,
     write_shard,
 )
-from agent.training.sources import Part, Reading, find_files, plan_parts
+from agent.corpus.sources import Part, Reading, find_files, plan_parts
 
 DOCUMENTS = [f"document {number}: " + "some words " * (number % 9) for number in range(200)]
 
@@ -46,7 +46,7 @@ def _runs(folder: Path, documents: list[str], encoding: Encoding, *, num_files: 
 
 
 def _texts(runs: Runs, low: int, high: int, encoding: Encoding) -> list[str]:
-    from agent.training.bpe import load_tokenizer
+    from agent.corpus.bpe import load_tokenizer
 
     tokens = runs.tokens(runs.documents(low, high))
     starts = np.flatnonzero(tokens == encoding.vocabulary.end_of_text_id)
@@ -84,7 +84,7 @@ def test_ranges_of_hashes_are_read_some_documents_at_a_time(
     shared_runs: Runs, encoding: Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = plan_shards(shared_runs, bound=2**62, shard_tokens=500)
-    monkeypatch.setattr("agent.training.runs._DOCUMENTS_AT_A_TIME", 7)
+    monkeypatch.setattr("agent.corpus.runs._DOCUMENTS_AT_A_TIME", 7)
     assert len(list(shared_runs.ranges(0, ALL_HASHES))) == 29
     assert plan_shards(shared_runs, bound=2**62, shard_tokens=500) == whole
 
@@ -116,8 +116,8 @@ def test_more_than_half_is_never_held_out(shared_runs: Runs) -> None:
 def test_a_long_part_is_written_as_several_runs(
     tmp_path: Path, encoding: Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.training.runs._RUN_TOKENS", 300)
-    monkeypatch.setattr("agent.training.runs._BATCH_BYTES", 100)
+    monkeypatch.setattr("agent.corpus.runs._RUN_TOKENS", 300)
+    monkeypatch.setattr("agent.corpus.runs._BATCH_BYTES", 100)
     _parts(tmp_path / "sources", DOCUMENTS, 1)
     (part,) = plan_parts(find_files([str(tmp_path / "sources")]).files)
     record = encode_part(part, encoding, tmp_path)
@@ -130,7 +130,7 @@ def test_a_part_that_was_touched_but_says_the_same_is_not_tokenised_again(
 ) -> None:
     (part, *_) = _parts(tmp_path / "sources", DOCUMENTS, 1)
     before = encode_part(part, encoding, tmp_path)
-    monkeypatch.setattr("agent.training.runs._encode", None)
+    monkeypatch.setattr("agent.corpus.runs._encode", None)
     touched = part.model_copy(update={"pieces": tuple(_touched(piece) for piece in part.pieces)})
     assert touched.name == part.name
     assert encode_part(touched, encoding, tmp_path, before) == before.model_copy(update={"part": touched})
@@ -143,7 +143,7 @@ def _touched(piece: object) -> object:
 
 
 def test_bytes_of_text_are_counted_without_end_of_text_marks(tmp_path: Path, encoding: Encoding) -> None:
-    from agent.training.bpe import token_num_bytes
+    from agent.corpus.bpe import token_num_bytes
 
     runs = _runs(tmp_path, ["é and ü", "plain"], encoding, num_files=1)
     (shard,) = plan_shards(runs, bound=0, shard_tokens=1000)

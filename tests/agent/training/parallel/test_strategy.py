@@ -4,7 +4,7 @@ import pytest
 
 from agent.failures import InvalidInputError
 from agent.training.micro_batch import training_bytes
-from agent.training.strategy import choose_strategy, fsdp_bytes, share_of
+from agent.training.parallel.strategy import choose_strategy, fsdp_bytes, share_of
 from scaling.architecture import Architecture
 from scaling.recipes import TrainingRecipe
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.training.order import LARGEST_SORTED, feistel, permutation, permuted
+from agent.corpus.order import LARGEST_SORTED, feistel, permutation, permuted
 
 
 def test_the_order_is_pinned_because_it_is_part_of_every_result() -> None:

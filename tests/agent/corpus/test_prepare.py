@@ -11,12 +11,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from agent.blobs import BlobCache
+from agent.corpus.bpe import tokenizer_json, train_bpe
+from agent.corpus.prepare import WORK, Preparation, Prepared, prepare
+from agent.corpus.prepared import CorpusFolder, corpus_fetcher
+from agent.corpus.runs import PartRecord, digest, high_word
+from agent.corpus.shards import open_tokens
 from agent.failures import CorpusError
-from agent.training.bpe import tokenizer_json, train_bpe
-from agent.training.prepare import WORK, Preparation, Prepared, prepare
-from agent.training.prepared import CorpusFolder, corpus_fetcher
-from agent.training.runs import PartRecord, digest, high_word
-from agent.training.shards import open_tokens
 
 TEXTS = [f"text {number}: " + " ".join(f"word{(number * k) % 53}" for k in range(60)) for number in range(400)]
 
@@ -181,7 +181,7 @@ def _kill_once_parts_are_done(out: Path, source: Path, scratch: Path, *, num_par
 SLOW = """
 import sys, time
 from pathlib import Path
-import agent.training.prepare as module
+import agent.corpus.prepare as module
 
 class Silent:
     def stage(self, name, num_bytes): pass

@@ -29,11 +29,10 @@ from typing import Any, Protocol, TypeVar
 from pydantic import Field, PositiveInt
 
 from agent.blobs import write_atomically
-from agent.failures import CorpusError
-from agent.training.bpe import Vocabulary, describe_vocabulary, tokenizer_json, train_bpe
-from agent.training.corpus import CorpusManifest, Shard
-from agent.training.prepared import TOKENIZER, CorpusFolder, is_corpus_folder
-from agent.training.runs import (
+from agent.corpus.bpe import Vocabulary, describe_vocabulary, tokenizer_json, train_bpe
+from agent.corpus.manifest import CorpusManifest, Shard
+from agent.corpus.prepared import TOKENIZER, CorpusFolder, is_corpus_folder
+from agent.corpus.runs import (
     ALL_HASHES,
     Encoding,
     PartRecord,
@@ -45,8 +44,9 @@ from agent.training.runs import (
     read_record,
     write_shard,
 )
-from agent.training.sample import SAMPLE_BYTES, Sample, sample_part
-from agent.training.sources import Part, Reading, SourceFile, find_files, plan_parts
+from agent.corpus.sample import SAMPLE_BYTES, Sample, sample_part
+from agent.corpus.sources import Part, Reading, SourceFile, find_files, plan_parts
+from agent.failures import CorpusError
 from hwprofiles.value import Value
 
 WORK = ".work"

@@ -29,9 +29,9 @@ from pydantic import (
 )
 
 from agent.blobs import BlobCache, put
+from agent.corpus.bpe import END_OF_TEXT, encode_documents, require_vocabulary, tokenizer_json, train_bpe
+from agent.corpus.sources import cut_text
 from agent.failures import CorpusError
-from agent.training.bpe import END_OF_TEXT, encode_documents, require_vocabulary, tokenizer_json, train_bpe
-from agent.training.sources import cut_text
 from hwprofiles.value import Value
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.training.runs import digest, high_word
-from agent.training.sample import Sample, sample_part
-from agent.training.sources import Reading, find_files, plan_parts
+from agent.corpus.runs import digest, high_word
+from agent.corpus.sample import Sample, sample_part
+from agent.corpus.sources import Reading, find_files, plan_parts
 
 TEXTS = [f"{number} " * (number % 30) for number in range(1, 200) if number % 30]
 

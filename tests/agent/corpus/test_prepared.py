@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from agent.blobs import BlobCache, directory_fetcher
+from agent.corpus.foreign import ImportOptions, import_tokens
+from agent.corpus.manifest import load_corpus
+from agent.corpus.prepared import CorpusFolder, corpus_fetcher
+from agent.corpus.shards import open_tokens
 from agent.failures import BlobMissingError, CorpusError
-from agent.training.corpus import load_corpus
-from agent.training.foreign import ImportOptions, import_tokens
-from agent.training.prepared import CorpusFolder, corpus_fetcher
-from agent.training.shards import open_tokens
 
 
 @pytest.fixture

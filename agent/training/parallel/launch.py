@@ -1,4 +1,6 @@
-"""Starts the ranks of a job and ends them together: `python -m agent.training.launch JOB`, in a process of its own.
+"""Starts the ranks of a job and ends them together: in a process of its own.
+
+    python -m agent.training.parallel.launch JOB
 
 torch's elastic launcher, what `torchrun` is made of: a rendezvous on the loopback at a free port, one process a
 device, no restarts; when a rank fails the others are ended. Which failed first is left in the job's folder.
@@ -8,7 +10,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from agent.training.rank import Job, die_with_the_agent
+from agent.training.parallel.rank import Job, die_with_the_agent
 from hwprofiles.value import Value
 
 REPORT_NAME = "failed-ranks.json"
@@ -48,7 +50,7 @@ def main() -> int:
         logs_specs=DefaultLogsSpecs(log_dir=job.folder),
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "agent.training.rank", sys.argv[1])
+        elastic_launch(config, sys.executable)("-m", "agent.training.parallel.rank", sys.argv[1])
     except ChildFailedError as error:
         failed = [FailedRank(rank=rank, exit_code=failure.exitcode) for rank, failure in error.failures.items()]
         (Path(job.folder) / REPORT_NAME).write_text(LaunchReport(failed=tuple(failed)).model_dump_json())

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.blobs import write_atomically
+from agent.corpus.bpe import TokenDtype, Vocabulary, describe_vocabulary, token_num_bytes
+from agent.corpus.manifest import CorpusManifest, Shard, ShardRole
+from agent.corpus.prepared import TOKENIZER, CorpusFolder, is_corpus_folder
 from agent.failures import CorpusError
-from agent.training.bpe import TokenDtype, Vocabulary, describe_vocabulary, token_num_bytes
-from agent.training.corpus import CorpusManifest, Shard, ShardRole
-from agent.training.prepared import TOKENIZER, CorpusFolder, is_corpus_folder
 
 _HEADER_BYTES = 256 * 4
 _MAGIC_NUMBERS: dict[int, tuple[TokenDtype, int, int]] = {

@@ -12,7 +12,7 @@ bf16 would halve the traffic and round the gains of norms, which a single device
 
 A checkpoint is that of one device: rank 0 gathers whole tensors, one at a time, and writes them, so that a run may go
 on with another number of devices. Memory that runs out ends the run: ranks that halve their micro-batches alone would
-wait for each other (`parallel.py` begins again with smaller ones).
+wait for each other (`run.py` begins again with smaller ones).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -26,19 +26,19 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from agent.assignment import TrainAssignment
+from agent.corpus.shards import Tokens
 from agent.failures import InvalidInputError
 from agent.training.checkpoint import NoCheckpoint, RunState, Snapshot
 from agent.training.compiling import Choice
 from agent.training.evaluate import losses_of_tokens, token_losses, windows_per_batch
 from agent.training.feed import Batch, Stream
 from agent.training.folder import Folder
-from agent.training.group import Group
 from agent.training.loss import SummedLoss
 from agent.training.micro_batch import fitting_sequences, training_bytes
 from agent.training.model import Decoder
 from agent.training.optim import clip_gradients, make_optimizer
-from agent.training.shards import Tokens
-from agent.training.strategy import Strategy, choose_strategy, fsdp_bytes, share_of
+from agent.training.parallel.group import Group
+from agent.training.parallel.strategy import Strategy, choose_strategy, fsdp_bytes, share_of
 from agent.training.trainer import Keep, Load, Trainer, free_bytes
 from agent.training.writer import CheckpointWriter, Writer
 from scaling.observations import Provenance, TrainingObservation

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from agent.blobs import BlobCache, directory_fetcher, put
+from agent.corpus.manifest import Corpus, CorpusManifest, build_stdlib_corpus, load_corpus
 from agent.failures import CorpusError
-from agent.training.corpus import Corpus, CorpusManifest, build_stdlib_corpus, load_corpus
 
 
 def _documents(corpus: Corpus, blob_directory: Path, role: str) -> list[str]:

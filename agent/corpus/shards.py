@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.blobs import BlobCache
+from agent.corpus.manifest import CorpusManifest, Shard, ShardRole
 from agent.failures import CorpusError
-from agent.training.corpus import CorpusManifest, Shard, ShardRole
 
 
 class TokenShards:

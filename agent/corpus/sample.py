@@ -8,8 +8,8 @@ import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from agent.training.runs import digest, high_word
-from agent.training.sources import Part, Reading, read_documents
+from agent.corpus.runs import digest, high_word
+from agent.corpus.sources import Part, Reading, read_documents
 
 SAMPLE_BYTES = 50_000_000
 

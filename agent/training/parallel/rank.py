@@ -1,4 +1,4 @@
-"""One of the processes that train together: `python -m agent.training.rank JOB`, started by `launch.py`.
+"""One of the processes that train together: `python -m agent.training.parallel.rank JOB`, started by `launch.py`.
 
 Rank 0 writes what a run yields to its standard output, a line of JSON each. A rank that fails leaves its last words in
 the job's folder. All leave, with a checkpoint, when the file `stop` appears there, and at once when their standard
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache
 from agent.failures import BlobMissingError, classify
-from agent.training.strategy import Strategy
+from agent.training.parallel.strategy import Strategy
 from hwprofiles.value import Value
 from scaling.observations import FailureKind
 
@@ -101,9 +101,9 @@ def main() -> int:
 
 
 def _train(job: Job, micro_batches: list[int]) -> None:
-    from agent.training.group import Group
     from agent.training.model import Decoder
-    from agent.training.parallel_trainer import ParallelTrainer
+    from agent.training.parallel.group import Group
+    from agent.training.parallel.trainer import ParallelTrainer
     from agent.training.run import train
     from agent.training.trainer import Trainer
     from agent.training.trunk import TrunkStore

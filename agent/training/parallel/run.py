@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 import agent as package
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache
+from agent.corpus.manifest import load_corpus
 from agent.device import make_provenance
 from agent.engines.descendants import MARK_VARIABLE
 from agent.engines.process import Lines, count_kernel_kills, exit_status, start, stop_group, tail, wait_exit
@@ -36,15 +37,14 @@ from agent.failures import InvalidInputError
 from agent.training import run
 from agent.training.checkpoint import NoCheckpoint, restore_checkpoint
 from agent.training.compiling import Choice
-from agent.training.corpus import load_corpus
 from agent.training.folder import open_folder
-from agent.training.launch import REPORT_NAME, LaunchReport
 from agent.training.micro_batch import halved
 from agent.training.model import Decoder
 from agent.training.optim import make_optimizer
-from agent.training.rank import LOSSES_NAME, STOP_NAME, Job, LastWords, words_file
+from agent.training.parallel.launch import REPORT_NAME, LaunchReport
+from agent.training.parallel.rank import LOSSES_NAME, STOP_NAME, Job, LastWords, words_file
+from agent.training.parallel.strategy import Strategy, share_of
 from agent.training.run import Finished, checkpoint_path, load_data
-from agent.training.strategy import Strategy, share_of
 from agent.training.trunk import TrunkStore
 from agent.training.writer import DRAIN_SECONDS
 from scaling.observations import Failure, FailureKind, Progress, TrainingObservation
@@ -191,7 +191,7 @@ class Ranks:
         *,
         clock: Callable[[], float],
         silence_seconds: float,
-        command: Sequence[str] = (sys.executable, "-m", "agent.training.launch"),
+        command: Sequence[str] = (sys.executable, "-m", "agent.training.parallel.launch"),
     ) -> None:
         self._job = job
         self._command = command

@@ -14,10 +14,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from agent.blobs import Fetch, directory_fetcher, put, verify_once, write_atomically
+from agent.corpus.manifest import Corpus, CorpusManifest, Shard
+from agent.corpus.shards import open_shard
+from agent.corpus.sources import SourceFile
 from agent.failures import BlobMismatchError, CorpusError
-from agent.training.corpus import Corpus, CorpusManifest, Shard
-from agent.training.shards import open_shard
-from agent.training.sources import SourceFile
 from hwprofiles.value import Value
 
 MANIFEST = "manifest.json"
