@@ -12,8 +12,9 @@ from hwprofiles.value import Value
 
 Kind = Literal["measured", "predicted", ""]
 """Empty for what is neither: a guide, a plan, a lane of time."""
-Mark = Literal["dot", "ring", "cross", "diamond", "hollow-diamond", "line", "step", "band", "span"]
-"""`line` and `step` join the points; a `band` fills `y_interval`; a `span` is a bar along x over `x_interval`."""
+Mark = Literal["dot", "ring", "cross", "diamond", "hollow-diamond", "line", "step", "band", "span", "bar"]
+"""`line` and `step` join the points; a `band` fills `y_interval`; a `span` lies along x over
+`x_interval`, as thick as its lane; a `bar` is an interval alone, without a mark at its point."""
 Colour = Literal[
     "ink",
     "soft",

@@ -1,14 +1,17 @@
 """Templates of this package to self-contained HTML documents."""
 
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from typing import Any
 
 from coordinator.errors import UserError
-from coordinator.report import formats
+from coordinator.figures import formats
 
 
 def render(template: str, make_context: Callable[[], Mapping[str, Any]]) -> str:
-    """Fill a template with what `make_context` draws; in it `inline(name)` is a file of this package as it is.
+    """Fill a template with what `make_context` draws; in it `inline(name)` is a file as it is.
+
+    Files are those of this package, and the palette that it shares with the dashboard.
 
     Raises:
         UserError: matplotlib or jinja2 is not installed.
@@ -30,11 +33,10 @@ def render(template: str, make_context: Callable[[], Mapping[str, Any]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": formats.count, "short": formats.short}
-    # The style sheet and the script hold no user's text.
-    return environment.get_template(template).render(
-        make_context(), inline=lambda name: Markup(_source(environment, name))
-    )
+    # Style sheets and the script hold no user's text.
+    return environment.get_template(template).render(make_context(), inline=lambda name: Markup(_source(name)))
 
 
-def _source(environment: Any, name: str) -> str:
-    return str(environment.loader.get_source(environment, name)[0])
+def _source(name: str) -> str:
+    package = "coordinator.figures" if name == "palette.css" else "coordinator.report"
+    return files(package).joinpath(name).read_text(encoding="utf-8")
