@@ -173,7 +173,7 @@ def test_a_run_that_cannot_be_set_up_leaves_nothing(tmp_path: Path, study, monke
 
 
 def test_messages_name_only_options_that_exist(store: Store, study) -> None:
-    from coordinator.cli import run
+    from coordinator.cli.run import run
 
     known = {option for parameter in run.params for option in parameter.opts}
     messages = []

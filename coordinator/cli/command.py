@@ -1,0 +1,65 @@
+"""A command of `archfleet`: its examples, its endings, and the options that several share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coordinator.cli.console import errors
+from coordinator.errors import UserError
+from coordinator.runs import DEFAULT_RUNS
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_RUNS,
+    show_default=True,
+    help="Where run directories are.",
+)
+
+
+class Command(click.Command):
+    """A command whose examples are printed as they are written."""
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples."""
+        _print_examples(self, formatter)
+
+
+class Group(click.Group):
+    """A group of commands; a user's mistake in any of them ends with one message and exit status 2."""
+
+    command_class = Command
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples."""
+        _print_examples(self, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            errors.print(f"archfleet: {error}", markup=False, soft_wrap=True)
+            sys.exit(2)
+
+
+Group.group_class = Group
+
+
+def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a function a command; `epilog` holds its examples."""
+    return click.command(name, cls=Command, **settings)
+
+
+def group(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Group]:
+    """Make a function a group of commands; `epilog` holds its examples."""
+    return click.group(name, cls=Group, **settings)
+
+
+def _print_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
+    if command.epilog:
+        formatter.write(f"\nExamples:\n{command.epilog.rstrip()}\n")

@@ -1,0 +1,55 @@
+"""`archfleet status`, `report`, `backup`: what is asked of a run, whether it goes on or has ended."""
+
+from pathlib import Path
+
+import click
+
+from coordinator.cli.command import command, json_option, runs_option
+from coordinator.cli.console import console, print_json
+from coordinator.runs import find_run
+
+
+@command(epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json")
+@click.argument("run", required=False)
+@runs_option
+@json_option
+def status(run: str | None, runs: Path, as_json: bool) -> None:
+    """Tell how a run is doing (default: the last one)."""
+    from coordinator.status import describe_status, read_status
+
+    found = read_status(find_run(run, runs))
+    if as_json:
+        print_json(found)
+    else:
+        console.print(describe_status(found), markup=False, soft_wrap=True)
+
+
+@command(epilog="  archfleet report\n  archfleet report runs/laptop-20260101-120000")
+@click.argument("run", required=False)
+@runs_option
+def report(run: str | None, runs: Path) -> None:
+    """Write a run's report, recommendation and table anew from its store (default: the last run)."""
+    from coordinator.outputs import write_outputs
+
+    directory = find_run(run, runs)
+    for path in write_outputs(directory):
+        console.print(str(path), markup=False, soft_wrap=True)
+
+
+@command(epilog="  archfleet backup\n  archfleet backup laptop-20260101-120000 /mnt/backups")
+@click.argument("run", required=False)
+@click.argument("destination", type=click.Path(path_type=Path), required=False)
+@runs_option
+def backup(run: str | None, destination: Path | None, runs: Path) -> None:
+    """Copy a run's store while it runs (default: the last run, into its backups/), and check the copy."""
+    from time import time
+
+    from coordinator.backup import back_up
+
+    made = back_up(find_run(run, runs), destination, now_unix=time())
+    console.print(
+        f"{made.path}: {made.num_bytes:,} bytes, {made.num_trials} trials, {made.num_observations} observations, "
+        "opened and checked",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,106 @@
+"""`archfleet simulate`: the science on simulated truths, the coordinator on a simulated fleet."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coordinator.cli.command import group, json_option
+from coordinator.cli.console import console, errors, print_json
+from coordinator.errors import UserError
+
+
+@group(
+    epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate search --seeds 5\n"
+    "  archfleet simulate fleet --trials 1000 --faults"
+)
+def simulate() -> None:
+    """Test the science on simulated truths, and the coordinator on a simulated fleet: nothing is trained."""
+
+
+@simulate.command(epilog="  archfleet simulate coverage --studies 200\n  archfleet simulate coverage --json")
+@click.option("--studies", "num_studies", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option("--truth", default="paper", show_default=True, help="The simulated law.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@json_option
+def coverage(num_studies: int, truth: str, seed: int, as_json: bool) -> None:
+    """How often nominal 90 % intervals hold the truth, over simulated studies of 16 runs."""
+    from rich.progress import Progress
+
+    from coordinator.simulate_coverage import coverage_table, run_coverage
+
+    with Progress(console=errors, transient=True) as bars:
+        task = bars.add_task("simulated studies", total=num_studies)
+        try:
+            result = run_coverage(
+                num_studies, seed, truth=truth, progress=lambda done: bars.update(task, completed=done)
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if as_json:
+        print_json(result)
+    else:
+        console.print(coverage_table(result))
+
+
+@simulate.command(
+    epilog="  archfleet simulate search --seeds 5\n  archfleet simulate search --truth paper --figure regret.svg --json"
+)
+@click.option("--seeds", "num_seeds", default=50, show_default=True, type=click.IntRange(min=1))
+@click.option("--truth", "truths", multiple=True, help="A simulated law; may be repeated. Default: all.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Write the curves to this SVG or PNG file.")
+@json_option
+def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json: bool) -> None:
+    """Regret of the recommended shape against GPU-seconds spent, for every way of choosing runs."""
+    from coordinator.report.search_figure import write_search_figure
+    from coordinator.simulate_search import run_search_simulation, search_table
+
+    settings: dict[str, Any] = {"truths": truths} if truths else {}
+    with errors.status("simulating") as line:
+        try:
+            result = run_search_simulation(num_seeds=num_seeds, on_progress=line.update, **settings)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if figure is not None:
+        write_search_figure(result, figure)
+    if as_json:
+        print_json(result)
+    else:
+        console.print(search_table(result))
+
+
+@simulate.command(
+    epilog="  archfleet simulate fleet --agents 64 --trials 10000 --faults\n"
+    "  archfleet simulate fleet --agents 16 --trials 300 --fault partition --fault crash --seed 7 --json"
+)
+@click.option("--agents", "num_agents", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--trials", "num_trials", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option("--faults", "all_faults", is_flag=True, help="All faults, each at its rate.")
+@click.option("--fault", "names", multiple=True, help="One fault; may be repeated.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@json_option
+def fleet(num_agents: int, num_trials: int, all_faults: bool, names: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """A study on a simulated fleet under a virtual clock, and whether the coordinator kept its promises.
+
+    The planner, the dispatch, the store and the loop are the real ones; agents and their faults are SIMULATED. Exit
+    status 1 if a promise was broken.
+    """
+    from rich.progress import Progress
+
+    from coordinator.simulate_fleet import FleetSimulation, chosen_faults, fleet_table, simulate_fleet
+
+    what = FleetSimulation(
+        num_agents=num_agents, num_trials=num_trials, faults=chosen_faults(names, every=all_faults), seed=seed
+    )
+    with Progress(console=errors, transient=True) as bars:
+        task = bars.add_task("simulated trials", total=num_trials)
+        result = simulate_fleet(
+            what, progress=lambda done, expected: bars.update(task, completed=done, total=max(done, expected))
+        )
+    if as_json:
+        print_json(result)
+    else:
+        console.print(fleet_table(result))
+    if not result["kept"]:
+        sys.exit(1)
