@@ -1,0 +1,1 @@
+"""What the dashboard shows, as values: one module a page, each a pure function of what the store tells."""
