@@ -81,7 +81,7 @@ def _check(directory: Path, run_directory: Path) -> tuple[int, int]:
     try:
         with StoreReader.open(directory) as copy:
             copy.verify()
-            return sum(count.num for count in copy.counts()), copy.last_observation_seq()
+            return sum(count.num for count in copy.counts()), copy.num_observations()
     except StoreError as error:
         with StoreReader.open(run_directory) as store:
             store.verify()  # names what the run itself holds, where the damage is there

@@ -1,12 +1,13 @@
-"""Migrations: an older store becomes one of today's schema, in one transaction, forward only."""
+"""Migrations: an older store becomes one of today's schema, step by step in one transaction, forward only."""
 
 import json
+from itertools import accumulate
 from typing import Any
 
 from coordinator import failpoints
-from coordinator.database import Database, DatabaseError, Value
+from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.plan import Plan
-from coordinator.schema import SCHEMA_VERSION, TABLES, canonical, checksum
+from coordinator.schema import COLUMNS, NUMBERED, SCHEMA_VERSION, TABLES, canonical, checksum
 
 _V1_TABLES = ("meta", "trials", "observations", "rejections", "plans", "fits", "recommendations", "agents", "counters")
 
@@ -21,12 +22,14 @@ def migrate(database: Database) -> None:
         return
     with database.transaction():
         version = database.number("PRAGMA user_version")
-        if version != 1:
+        if version not in _STEPS:
             raise DatabaseError(f"no way leads from schema {version} to {SCHEMA_VERSION}", "other")
         try:
-            _from_1_to_2(database)
+            for step in range(version, SCHEMA_VERSION):
+                _STEPS[step](database)
         except (ValueError, KeyError, TypeError) as error:
             raise DatabaseError(f"it holds a record that cannot be migrated: {error}", "corrupt") from error
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _from_1_to_2(database: Database) -> None:
@@ -59,7 +62,6 @@ def _from_1_to_2(database: Database) -> None:
         _insert(database, "tallies", *key, num, seconds)
     for table in ("observations", *(name for name in _V1_TABLES if name != "observations")):
         database.execute(f"DROP TABLE old_{table}")
-    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _migrate_trials(database: Database, tallies: dict[tuple[str, ...], list[Any]]) -> None:
@@ -127,3 +129,55 @@ def _count(tallies: dict[tuple[str, ...], list[Any]], *key: str, seconds: float 
     change = tallies.setdefault(key, [0, 0.0])
     change[0] += 1
     change[1] += seconds
+
+
+_TIMES = {
+    "decisions": "unix",
+    "attempts": "leased_unix",
+    "canaries": "unix",
+    "observations": "unix",
+    "rejections": "unix",
+    "fits": "unix",
+    "recommendations": "unix",
+}
+"""When each fact was written; of facts of one instant, those of an earlier table came first."""
+
+
+def _from_2_to_3(database: Database) -> None:
+    """One sequence of numbers over all facts, in the order of their times; each table's own order is kept."""
+    order = sorted(
+        (unix, rank, seq, table)
+        for rank, (table, time_column) in enumerate(_TIMES.items())
+        for unix, seq in _in_order(database.rows(f"SELECT {time_column}, seq FROM {table} ORDER BY seq"), table)
+    )
+    for table in NUMBERED:
+        database.execute(f"UPDATE {table} SET seq = -seq")  # out of the way of the new numbers
+    failpoints.hit("store.mid_migration")
+    for number, (_, _, seq, table) in enumerate(order, start=1):
+        _renumber(database, table, seq, number)
+
+
+def _in_order(rows: list[Row], table: str) -> list[Row]:
+    """(time, number) of a table's facts, with times that never fall: a clock may have been set back.
+
+    An attempt that was handed ahead tells when it began, after later ones were leased: it counts from theirs.
+    """
+    if table == "attempts":
+        times = list(accumulate((row[0] for row in reversed(rows)), min))[::-1]
+    else:
+        times = list(accumulate((row[0] for row in rows), max))
+    return [(unix, row[1]) for unix, row in zip(times, rows, strict=True)]
+
+
+def _renumber(database: Database, table: str, seq: int, number: int) -> None:
+    """Give the fact that was `seq`, and is -seq meanwhile, its new number and checksum."""
+    row = database.row(f"SELECT {', '.join(COLUMNS[table][1:])}, checksum FROM {table} WHERE seq = ?", (-seq,))
+    assert row is not None, (table, seq)
+    if checksum(table, (seq, *row[:-1])) != row[-1]:
+        raise ValueError(f"row {seq} of table {table} was changed")
+    bindings = (number, checksum(table, (number, *row[:-1])), -seq)
+    database.execute(f"UPDATE {table} SET seq = ?, checksum = ? WHERE seq = ?", bindings)
+
+
+_STEPS = {1: _from_1_to_2, 2: _from_2_to_3}
+"""What leads from each schema to the next."""

@@ -2,6 +2,10 @@
 
 A row's checksum is over its table's name and all its other values, so that a row which was changed, or which came
 to stand elsewhere, is noticed when it is read. `progress` has none: it is advice for people, written often.
+
+The tables of facts that are only ever added to share one sequence of numbers, 1, 2, 3 ... in the order of writing: the
+number of a fact says where it stands among all facts of the run, and whoever knows everything up to a number can ask
+for what came after it.
 """
 
 import re
@@ -11,7 +15,7 @@ from typing import cast
 
 from coordinator.database import Value
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) STRICT;
@@ -88,6 +92,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "tallies": ("kind", "stage", "phase", "hardware", "name", "num", "seconds"),
 }
 """Columns of every table whose rows carry a checksum, the checksum itself left out."""
+
+NUMBERED = tuple(table for table, names in COLUMNS.items() if names[0] == "seq")
+"""The tables that share one sequence of numbers."""
+LAST_SEQ = f"SELECT max({', '.join(f'coalesce((SELECT max(seq) FROM {table}), 0)' for table in NUMBERED)})"
+"""Query of the newest number; 0 before the first."""
 
 
 _SEEDS = {table: zlib.crc32(table.encode()) for table in COLUMNS}

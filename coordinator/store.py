@@ -33,7 +33,7 @@ from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
 from coordinator.migrations import migrate
 from coordinator.plan import Plan
-from coordinator.schema import COLUMNS, SCHEMA_VERSION, TABLES, canonical, checksum
+from coordinator.schema import COLUMNS, LAST_SEQ, NUMBERED, SCHEMA_VERSION, TABLES, canonical, checksum
 from coordinator.store_rows import (
     AgentRow,
     AttemptCount,
@@ -233,9 +233,17 @@ class StoreReader:
         for row in self._each_row("observations", "WHERE seq > ? ORDER BY seq", (after_seq,)):
             yield _observation_adapter.validate_json(row[4])
 
-    def last_observation_seq(self) -> int:
-        """Number of the newest observation; 0 before the first."""
-        return self._database.number("SELECT coalesce(max(seq), 0) FROM observations")
+    def num_observations(self) -> int:
+        """How many observations were accepted, failures of single attempts included."""
+        return self._database.number("SELECT count(*) FROM observations")
+
+    def last_seq(self) -> int:
+        """Number of the newest of all facts; 0 before the first."""
+        return self._database.number(LAST_SEQ)
+
+    def data_version(self) -> int:
+        """Another number whenever another connection has committed since it was asked last; costs no read of data."""
+        return self._database.number("PRAGMA data_version")
 
     def decisions(self, kind: str | None = None) -> list[DecisionRow]:
         """What was decided, in order; of one kind if asked."""
@@ -354,13 +362,11 @@ class StoreReader:
 
     def newest_attempts(self, num: int) -> list[AttemptRow]:
         """The last leases, in the order of leasing."""
-        tail = "WHERE seq > (SELECT max(seq) FROM attempts) - ? ORDER BY seq"
-        return [AttemptRow(*row) for row in self._rows("attempts", tail, (num,))]
+        return [AttemptRow(*row) for row in reversed(self._rows("attempts", "ORDER BY seq DESC LIMIT ?", (num,)))]
 
     def newest_canaries(self, num: int) -> list[CanaryRow]:
         """The last canaries, in order."""
-        tail = "WHERE seq > (SELECT max(seq) FROM canaries) - ? ORDER BY seq"
-        return [CanaryRow(*row) for row in self._rows("canaries", tail, (num,))]
+        return [CanaryRow(*row) for row in reversed(self._rows("canaries", "ORDER BY seq DESC LIMIT ?", (num,)))]
 
     def num_plans(self) -> dict[str, int]:
         """How many plans there are of each stage."""
@@ -422,6 +428,7 @@ class StoreReader:
                 self._rows(table)
             self.trials()
             self._verify_tallies()
+            self._verify_sequence()
         except DatabaseError as error:
             raise StoreError(_damaged(self.run_directory, str(error))) from None
 
@@ -432,6 +439,13 @@ class StoreReader:
         if sorted(counted) != sorted(count[:5] for count in self.counts()):
             raise StoreError(_damaged(self.run_directory, "its tallies do not match its trials"))
 
+    def _verify_sequence(self) -> None:
+        """Every number from 1 on is that of one fact."""
+        numbers = " UNION ALL ".join(f"SELECT seq FROM {table}" for table in NUMBERED)
+        counts = self._database.row(f"SELECT count(*), count(DISTINCT seq), coalesce(max(seq), 0) FROM ({numbers})")
+        if counts is None or len(set(counts)) != 1:
+            raise StoreError(_damaged(self.run_directory, "the numbers of its facts have gaps or repeats"))
+
 
 class Store(StoreReader):
     """The one writer of a run. Holds the run directory's lock for as long as it is open."""
@@ -441,7 +455,9 @@ class Store(StoreReader):
         self._lock = lock
         self._pending: dict[tuple[str, ...], list[float]] = {}
         """Changes of tallies that the open transaction has not written yet: number and seconds."""
-        database.on_end(finish=self._write_tallies, abandon=self._pending.clear)
+        self._seq: int | None = None
+        """Number of the newest fact; null until it is looked up, and again where a transaction was given up."""
+        database.on_end(finish=self._write_tallies, abandon=self._abandon)
 
     @classmethod
     def create(cls, run_directory: Path, study: StudySpec, *, now_unix: float, vfs: str | None = None) -> "Store":
@@ -562,9 +578,13 @@ class Store(StoreReader):
         )
 
     def _append(self, table: str, *values: Value) -> None:
-        """Add a row under the next number."""
-        seq = self._database.number(f"SELECT coalesce(max(seq), 0) + 1 FROM {table}")
-        self._insert(table, (seq, *values))
+        """Add a fact under the next number, within a transaction."""
+        self._seq = 1 + (self.last_seq() if self._seq is None else self._seq)
+        self._insert(table, (self._seq, *values))
+
+    def _abandon(self) -> None:
+        self._pending.clear()
+        self._seq = None
 
     def _tally(self, kind: str, *key: str, num: int, seconds: float) -> None:
         """Note a change of a tally; the transaction writes it at its end, once for all changes."""
