@@ -59,11 +59,19 @@ class HardwareAnswer(Value):
     throughput_ranking: ThroughputRanking | None = None
     """Predicted beside measured throughput; null in answers made before it was kept."""
 
+    @property
+    def stands(self) -> bool:
+        """False where the proposed shape was trained at the target and its loss came out higher than the baseline's."""
+        return self.measured_verdict != "worse"
+
     def sentence(self) -> str:
         """The answer in one line."""
+        simulated = "SIMULATED by the engine `fake`: " if self.engine == "fake" else ""
         verdict = {"better": "lower than", "tie": "a tie with", "worse": "higher than", None: "not compared with"}
+        proposed = self.role.capitalize() if self.stands else f"Keep the baseline: the proposed {self.role.capitalize()}"
+        refuted = "" if self.stands else " failed its check"
         return (
-            f"{self.role.capitalize()} {self.recommended.label}; its measured loss at N = "
+            f"{simulated}{proposed} {self.recommended.label}{refuted}; its measured loss at N = "
             f"{self.answer.num_parameters:,} is {verdict[self.measured_verdict]} the baseline's"
             f"{_difference(self.loss_difference)}; throughput {_rate(self.recommended_throughput)} against "
             f"{_rate(self.baseline_throughput)} output tokens/s on {self.hardware}"

@@ -6,6 +6,7 @@ store. At the end `coordinator/history.py` looks through what the store and the 
 the coordinator's bookkeeping, nothing of models or devices.
 """
 
+import math
 import os
 import resource
 import tempfile
@@ -31,7 +32,7 @@ from coordinator.fleet.simulated import (
     Started,
     VirtualClock,
 )
-from coordinator.fleet.simulated_world import SPEEDS, SimulatedWorld
+from coordinator.fleet.simulated_world import SPEEDS, SimulatedWorld, truth_with_optimum
 from coordinator.history import Fact, Leased, check_history, history_of
 from coordinator.loop import Coordinator
 from coordinator.shapes import check_feasible
@@ -52,8 +53,10 @@ NUM_VIEWS, REFIT_SHARE = 40, 1.0
 """Simulated time passes so fast that showing and refitting as often as in a real run would take most of it."""
 DOWN_SECONDS = 30.0
 """From a coordinator's crash to its next start."""
+NUM_TRIALS_OF_A_STUDY = 100
+"""About as many, where the study says how many itself: it tells only how often to look, and when to give up."""
 GIVE_UP_FACTOR = 5.0
-"""A study is stuck that takes this many times as long as it would with every agent of the slowest hardware."""
+"""A study is stuck that takes this many times as long as with every agent of the slowest hardware, and over a day."""
 BATCH_TOKENS = 512
 MIN_SAMPLES = 8
 ASSUMPTIONS = (
@@ -71,7 +74,9 @@ class FleetSimulation:
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
     accelerator_hours: float | None = None
-    """Granted to the study; null for no limit."""
+    """Granted to the study; null for what the study's own budget says, or no limit."""
+    study: str | None = None
+    """A shipped study or a study file; null for one made of as many trials as are asked for."""
 
 
 def simulated_study(num_trials: int) -> StudySpec:
@@ -105,6 +110,17 @@ def simulated_study(num_trials: int) -> StudySpec:
     study = parse_study(table, source="the simulated study")
     check_feasible(study)
     return study
+
+
+def as_simulated(study: StudySpec) -> StudySpec:
+    """A study of the user's with the simulated engine, in bfloat16, and called simulated wherever it is named."""
+    table = study.model_dump(mode="json")
+    table["name"] = f"simulated-{study.name}"[:63]
+    table["description"] = f"SIMULATED: {study.description}"
+    table["serving"]["recipe"] |= {"engine": "fake", "dtype": "bfloat16"}
+    simulated = parse_study(table, source="the simulated study")
+    check_feasible(simulated)
+    return simulated
 
 
 def chosen_faults(names: Sequence[str], *, every: bool = False) -> Faults:
@@ -168,16 +184,25 @@ class _Watcher:
 
 
 def simulate_fleet(
-    what: FleetSimulation, *, progress: Callable[[int, int], None] = lambda done, expected: None
+    what: FleetSimulation,
+    *,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, expected: None,
 ) -> dict[str, Any]:
     """Run the study to its end, whatever happens, and check its history.
 
+    Args:
+        what: is simulated.
+        out: a new run directory that keeps the store, for `archfleet serve` and `archfleet report`; null keeps nothing.
+        progress: is told how many trials are done, of how many.
+
     Raises:
-        UserError: too few trials or agents.
+        UserError: too few trials or agents, no such study, or a run in `out` already.
     """
-    study, mix = simulated_study(what.num_trials), fleet_mix(what.num_agents)
+    study = simulated_study(what.num_trials) if what.study is None else as_simulated(read_study(what.study))
+    mix = fleet_mix(what.num_agents)
     with _scratch_directory() as directory:
-        return _Simulation(what, study, mix, directory / "simulated-fleet", progress).run()
+        return _Simulation(what, study, mix, out or directory / "simulated-fleet", progress).run()
 
 
 class _Simulation:
@@ -191,7 +216,11 @@ class _Simulation:
     ) -> None:
         self._what = what
         self._clock = VirtualClock()
-        self._world = SimulatedWorld(seed=what.seed)
+        best_x = math.sqrt(study.space.x_min * study.space.x_max)
+        truth = truth_with_optimum(best_x, name=study.name)
+        self._world = (
+            SimulatedWorld(seed=what.seed) if what.study is None else SimulatedWorld(seed=what.seed, truth=truth)
+        )
         self._fleet = SimulatedFleet(
             mix,
             clock=self._clock,
@@ -200,15 +229,17 @@ class _Simulation:
             seed=what.seed,
         )
         self._store = Store.create(run_directory, study, now_unix=self._clock.wall())
+        self._store.set_meta("simulated", "1")
         self._watcher = _Watcher(run_directory, self._clock, progress)
         self._acknowledged: dict[str, int] = {}
         self._num_crashes = 0
         speeds = [SPEEDS[hardware].seconds_per_token(study.fit.num_parameters, BATCH_TOKENS) for hardware in mix]
         run_tokens = study.fit.num_parameters * study.fit.tokens_per_parameter
-        runs_per_agent = 5 + what.num_trials / what.num_agents
+        runs_per_agent = 5 + (what.num_trials if what.study is None else NUM_TRIALS_OF_A_STUDY) / what.num_agents
         self._view_seconds = min(speeds) * run_tokens * runs_per_agent / NUM_VIEWS
-        self._give_up_seconds = GIVE_UP_FACTOR * max(speeds) * run_tokens * runs_per_agent
-        self._granted_seconds = 3600 * what.accelerator_hours if what.accelerator_hours is not None else None
+        self._give_up_seconds = max(86_400.0, GIVE_UP_FACTOR * max(speeds) * run_tokens * runs_per_agent)
+        hours = what.accelerator_hours if what.accelerator_hours is not None else study.budget.accelerator_hours
+        self._granted_seconds = None if hours is None else 3600 * hours
         self._stopped_because: str | None = None
 
     def run(self) -> dict[str, Any]:
@@ -217,6 +248,7 @@ class _Simulation:
         try:
             while not finished and self._stopped_because is None and not self._is_stuck():
                 finished = self._run_coordinator()
+            self._store.set_meta("state", "finished" if finished else "interrupted")
             return self._result(self._store, finished=finished, wall_seconds=time.monotonic() - started)
         finally:
             self._store.close()
@@ -285,7 +317,7 @@ class _Simulation:
             "violations": violations,
             "finished": finished,
             "stopped_because": self._stopped_because,
-            "granted_accelerator_hours": self._what.accelerator_hours,
+            "granted_accelerator_hours": None if self._granted_seconds is None else self._granted_seconds / 3600,
             "num_trials": len(trials),
             "num_succeeded": verdict.num_succeeded,
             "num_failed": verdict.num_failed,

@@ -72,31 +72,37 @@ def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json
 
 @simulate.command(
     epilog="  archfleet simulate fleet --agents 64 --trials 10000 --faults\n"
-    "  archfleet simulate fleet --agents 16 --trials 300 --fault partition --fault crash --seed 7 --json"
+    "  archfleet simulate fleet --agents 16 --trials 300 --fault partition --fault crash --seed 7 --json\n"
+    "  archfleet simulate fleet --agents 8 --study fleet --out runs/rehearsal && archfleet serve rehearsal"
 )
 @click.option("--agents", "num_agents", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--trials", "num_trials", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option("--study", metavar="STUDY", help="Rehearse this study (a name or a TOML file), instead of --trials.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run here, for serve, report and status."
+)
 @click.option("--faults", "all_faults", is_flag=True, help="All faults, each at its rate.")
 @click.option("--fault", "names", multiple=True, help="One fault; may be repeated.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @json_option
-def fleet(num_agents: int, num_trials: int, all_faults: bool, names: tuple[str, ...], seed: int, as_json: bool) -> None:
+def fleet(
+    out: Path | None, num_trials: int, all_faults: bool, names: tuple[str, ...], as_json: bool, **settings: Any
+) -> None:
     """A study on a simulated fleet under a virtual clock, and whether the coordinator kept its promises.
 
-    The planner, the dispatch, the store and the loop are the real ones; agents and their faults are SIMULATED. Exit
-    status 1 if a promise was broken.
+    With --study, a rehearsal of your own: what it asks for, how long and how many accelerator-hours it takes at assumed
+    speeds, and what its dashboard looks like. The planner, the dispatch, the store and the loop are the real ones;
+    agents and their faults are SIMULATED. Exit status 1 if a promise was broken.
     """
     from rich.progress import Progress
 
     from coordinator.simulate_fleet import FleetSimulation, chosen_faults, fleet_table, simulate_fleet
 
-    what = FleetSimulation(
-        num_agents=num_agents, num_trials=num_trials, faults=chosen_faults(names, every=all_faults), seed=seed
-    )
+    what = FleetSimulation(num_trials=num_trials, faults=chosen_faults(names, every=all_faults), **settings)
     with Progress(console=errors, transient=True) as bars:
         task = bars.add_task("simulated trials", total=num_trials)
         result = simulate_fleet(
-            what, progress=lambda done, expected: bars.update(task, completed=done, total=max(done, expected))
+            what, out=out, progress=lambda done, expected: bars.update(task, completed=done, total=max(done, expected))
         )
     if as_json:
         print_json(result)

@@ -54,15 +54,18 @@ SPEEDS: Mapping[str, TrainingSpeed] = MappingProxyType(
 )
 """Hardware that a simulated fleet may have."""
 
-# Brackets as in scaling/simulation.py, with optima inside the shipped studies' range of shapes: x* 0.27, r* 1.4.
-_LAW = ConditionalLaw(a=(1.0, 0.08, 0.08 * 0.27), b=(1.0, 0.05, 0.05 * 1.4))
-LAPTOP_TRUTH = Truth(
-    name="laptop",
-    reference=ChinchillaLaw(E=1.6, A=40.0, B=180.0, alpha=0.34, beta=0.38),
-    small=_LAW,
-    large=_LAW,
-)
-"""A truth at the size of the shipped studies; its constants are made up, and give 2 to 4 nats/token there."""
+
+def truth_with_optimum(x: float, *, name: str) -> Truth:
+    """A truth whose best shape has this x = d / sqrt(N), and r* 1.4; its other constants are made up.
+
+    At the sizes of the shipped study laptop it gives 2 to 4 nats/token. Brackets as in scaling/simulation.py.
+    """
+    law = ConditionalLaw(a=(1.0, 0.08, 0.08 * x), b=(1.0, 0.05, 0.05 * 1.4))
+    reference = ChinchillaLaw(E=1.6, A=40.0, B=180.0, alpha=0.34, beta=0.38)
+    return Truth(name=name, reference=reference, small=law, large=law)
+
+
+LAPTOP_TRUTH = truth_with_optimum(0.27, name="laptop")
 
 
 @dataclass(frozen=True, kw_only=True)

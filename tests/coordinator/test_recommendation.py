@@ -139,6 +139,19 @@ def test_measured_difference_decides_the_verdict(state, choice, nats: float, ver
     assert answer.loss_difference.value == pytest.approx(nats)
     assert answer.measured_verdict == verdict
     assert words in recommendation.sentence()
+    assert answer.stands == (verdict != "worse")
+
+
+def test_a_shape_that_failed_its_check_is_not_called_the_answer(state, choice) -> None:
+    recommendation = recommendation_from(state, choice, with_loss_difference(state, choice, 0.2))
+    assert recommendation.sentence().startswith("Keep the baseline: the proposed ")
+    assert "failed its check" in recommendation.sentence()
+
+
+def test_simulated_throughput_is_never_told_as_if_it_were_real(recommendation: Recommendation) -> None:
+    (answer,) = recommendation.answers
+    assert "SIMULATED" not in answer.sentence()
+    assert answer.model_copy(update={"engine": "fake"}).sentence().startswith("SIMULATED by the engine `fake`: ")
 
 
 def test_difference_has_an_interval_around_it(recommendation: Recommendation) -> None:

@@ -1,6 +1,7 @@
 """Whole studies on the simulated fleet: the real planner, dispatch, store and loop under faults."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from coordinator.cli import main
 from coordinator.errors import UserError
 from coordinator.fleet.simulated import STRIKES, Faults, Started
 from coordinator.history import Leased
+from coordinator.record import read_record
 from coordinator.simulate_fleet import (
     FleetSimulation,
     chosen_faults,
@@ -79,6 +81,20 @@ def test_the_study_asks_for_about_as_many_trials_as_wanted(num_trials: int):
     study = simulated_study(num_trials)
     asked = 54 + study.fit.num_rounds * study.fit.num_runs_per_round
     assert asked == pytest.approx(num_trials, rel=0.01)
+
+
+def test_a_study_of_the_users_is_simulated_and_kept_for_the_dashboard(tmp_path: Path):
+    out = tmp_path / "kept"
+    result = simulate_fleet(FleetSimulation(num_agents=8, study="quick", accelerator_hours=1), out=out)
+    assert result["kept"], result["violations"]
+    assert result["granted_accelerator_hours"] == 1
+    record = read_record(out)
+    assert record.state == "finished"
+    assert record.study.name == "simulated-quick"
+    assert record.recommendation is not None
+    assert record.recommendation.sentence().startswith("SIMULATED by the engine `fake`: ")
+    with pytest.raises(UserError, match="kept"):
+        simulate_fleet(FleetSimulation(study="quick"), out=out)
 
 
 def test_a_fleet_that_remembers_what_the_store_does_not_is_a_broken_promise():

@@ -32,21 +32,21 @@ def refusal(table: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["laptop", "quick"])
+@pytest.mark.parametrize("name", shipped_studies())
 def test_shipped_study_is_valid_feasible_and_named_like_its_file(name: str) -> None:
     study = read_study(name)
     check_feasible(study)
     assert study.name == name
 
 
-@pytest.mark.parametrize("name", ["laptop", "quick"])
+@pytest.mark.parametrize("name", shipped_studies())
 def test_shipped_space_has_a_shape_for_every_run_of_the_first_round(name: str) -> None:
     study = read_study(name)
     assert len(candidates_at(study, study.fit.num_parameters)) >= study.fit.num_space_shapes
     assert all(len(candidates_at(study, c.num_parameters)) >= c.num_shapes for c in study.reference)
 
 
-@pytest.mark.parametrize("name", ["laptop", "quick"])
+@pytest.mark.parametrize("name", shipped_studies())
 def test_shipped_baseline_can_be_compared_with_its_candidates(name: str) -> None:
     study = read_study(name)
     baseline = baseline_at(study)
