@@ -11,8 +11,6 @@ from pathlib import Path
 from coordinator.errors import StoreError
 from coordinator.store import FILE_NAME, LOCK_NAME, StoreReader
 
-DEFAULT_RUNS = Path("runs")
-
 
 def list_runs(runs: Path) -> list[Path]:
     """All run directories below `runs`, oldest first: ordered by when a coordinator last took them up."""

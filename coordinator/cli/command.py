@@ -9,13 +9,12 @@ import click
 
 from coordinator.cli.console import errors
 from coordinator.errors import UserError
-from coordinator.runs import DEFAULT_RUNS
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 runs_option = click.option(
     "--runs",
     type=click.Path(path_type=Path),
-    default=DEFAULT_RUNS,
+    default=Path("runs"),
     show_default=True,
     help="Where run directories are.",
 )

@@ -6,7 +6,6 @@ import click
 
 from coordinator.cli.command import command, json_option, runs_option
 from coordinator.cli.console import console, print_json
-from coordinator.runs import find_run
 
 
 @command(epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json")
@@ -15,6 +14,7 @@ from coordinator.runs import find_run
 @json_option
 def status(run: str | None, runs: Path, as_json: bool) -> None:
     """Tell how a run is doing (default: the last one)."""
+    from coordinator.runs import find_run
     from coordinator.status import describe_status, read_status
 
     found = read_status(find_run(run, runs))
@@ -30,6 +30,7 @@ def status(run: str | None, runs: Path, as_json: bool) -> None:
 def report(run: str | None, runs: Path) -> None:
     """Write a run's report, recommendation and table anew from its store (default: the last run)."""
     from coordinator.outputs import write_outputs
+    from coordinator.runs import find_run
 
     directory = find_run(run, runs)
     for path in write_outputs(directory):
@@ -45,6 +46,7 @@ def backup(run: str | None, destination: Path | None, runs: Path) -> None:
     from time import time
 
     from coordinator.backup import back_up
+    from coordinator.runs import find_run
 
     made = back_up(find_run(run, runs), destination, now_unix=time())
     console.print(

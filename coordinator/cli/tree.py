@@ -4,7 +4,7 @@ import click
 
 from coordinator.cli.bench import bench, predict
 from coordinator.cli.command import group
-from coordinator.cli.console import console, errors, print_json
+from coordinator.cli.data import data
 from coordinator.cli.fit import fit, recommend
 from coordinator.cli.guard import guard
 from coordinator.cli.hw import hw
@@ -12,18 +12,30 @@ from coordinator.cli.run import run
 from coordinator.cli.runs import backup, report, status
 from coordinator.cli.simulate import simulate
 from coordinator.cli.train import compare, score, train
-from coordinator.data import add_data_commands
-from coordinator.version import version
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    from coordinator.version import version
+
+    if wanted:
+        click.echo(f"archfleet, version {version()}")
+        ctx.exit()
 
 
 @group(epilog="  archfleet run\n  archfleet status\n  archfleet fit runs.csv --law chinchilla")
-@click.version_option(version(), prog_name="archfleet")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Which archfleet this is.",
+)
 def main() -> None:
     """Find language-model architectures that are as accurate as a baseline and faster to serve, on your hardware."""
 
 
 for command in (
-    run, guard, status, report, backup, fit, recommend, simulate, train, compare, score, bench, predict, hw,
+    run, guard, status, report, backup, fit, recommend, simulate, train, compare, score, bench, predict, hw, data,
 ):  # fmt: skip
     main.add_command(command)
-add_data_commands(main, console=console, errors=errors, show_json=print_json)
