@@ -8,10 +8,7 @@
     │   ├── HarnessMissingError  no interpreter here has lm-evaluation-harness (`agent/scoring/harness.py`)
     │   └── ScoringError         the harness could not score
     ├── DivergedError            nan-loss: the loss is not finite, or far above that of guessing
-    ├── DeadlineError            timeout
-    ├── PreemptedError           preempted: the machine is being taken away
-    ├── EngineMissingError       engine-start: this node lacks the engine (`agent/engines/interpreters.py`)
-    └── DeviceError              hardware
+    └── EngineMissingError       engine-start: this node lacks the engine (`agent/engines/interpreters.py`)
 
 `classify` is the one place where foreign errors (MemoryError, torch's, the operating system's) are translated.
 torch is never imported here: an error of torch's can only arrive where torch is loaded already.
@@ -52,24 +49,6 @@ class DivergedError(AgentError):
     """Training diverged."""
 
     failure_kind = "nan-loss"
-
-
-class DeadlineError(AgentError):
-    """Something took longer than its deadline."""
-
-    failure_kind = "timeout"
-
-
-class PreemptedError(AgentError):
-    """The machine is being taken away."""
-
-    failure_kind = "preempted"
-
-
-class DeviceError(AgentError):
-    """The device or its driver failed."""
-
-    failure_kind = "hardware"
 
 
 # What torch says of memory and devices where it raises a bare RuntimeError (torch 2.4 to 2.13).

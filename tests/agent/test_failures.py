@@ -40,9 +40,6 @@ def _validation_error() -> ValidationError:
         (failures.BlobMissingError("x"), "validation"),
         (failures.CorpusError("x"), "validation"),
         (failures.DivergedError("x"), "nan-loss"),
-        (failures.DeadlineError("x"), "timeout"),
-        (failures.PreemptedError("x"), "preempted"),
-        (failures.DeviceError("x"), "hardware"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
