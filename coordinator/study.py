@@ -4,6 +4,7 @@ A study says what is searched, how proxies are trained, what is fitted, for whic
 and how much it may cost. Everything else is derived.
 """
 
+import difflib
 import json
 import tomllib
 from importlib.resources import files
@@ -330,8 +331,10 @@ def read_study(name_or_path: str) -> StudySpec:
     shipped = shipped_studies()
     path = shipped.get(name_or_path, Path(name_or_path))
     if not _is_file(path):
+        close = difflib.get_close_matches(name_or_path[:200], shipped, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
         raise StudyError(
-            f"no study {name_or_path!r:.200}: it is neither a file nor a shipped study ({', '.join(shipped)}).\n"
+            f"no study {name_or_path!r:.200}: it is neither a file nor a shipped study ({', '.join(shipped)}).{meant}\n"
             "Give one of those names, or the path of a TOML file."
         )
     if path.stat().st_size > MAX_STUDY_BYTES:
@@ -388,8 +391,6 @@ def _is_tag(part: str | int) -> bool:
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
-    import difflib
-
     model: Any = StudySpec
     for part in location[:-1]:
         if isinstance(part, int):  # an element of a tuple[Model, ...]

@@ -155,7 +155,12 @@ def test_huge_file_is_refused_unread(study_file) -> None:
 
 
 def test_unknown_name_lists_the_shipped_studies() -> None:
-    with pytest.raises(StudyError, match=r"'labtop'.*laptop, quick"):
+    with pytest.raises(StudyError, match=r"'nowhere'.*fleet, laptop, quick\)\.\n"):
+        read_study("nowhere")
+
+
+def test_misspelt_name_is_met_with_the_one_that_was_meant() -> None:
+    with pytest.raises(StudyError, match="Did you mean 'laptop'"):
         read_study("labtop")
 
 
