@@ -31,6 +31,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
+from coordinator.events import Event, event_of
 from coordinator.migrations import migrate
 from coordinator.plan import Plan
 from coordinator.schema import COLUMNS, LAST_SEQ, NUMBERED, SCHEMA_VERSION, TABLES, canonical, checksum
@@ -241,6 +242,22 @@ class StoreReader:
         """Number of the newest of all facts; 0 before the first."""
         return self._database.number(LAST_SEQ)
 
+    def events(self, after_seq: int = 0, *, limit: int = 500) -> list[Event]:
+        """What happened after a number and not after that number plus `limit`, in order.
+
+        Safe beside the writer: facts have the order of their commits, so that all up to the newest seen here stay.
+
+        Raises:
+            StoreError: a fact does not match its checksum, or holds what its table does not.
+        """
+        until = min(after_seq + limit, self.last_seq())
+        tail, bindings = "WHERE seq > ? AND seq <= ?", (after_seq, until)
+        try:
+            found = [event_of(table, row) for table in NUMBERED for row in self._rows(table, tail, bindings)]
+        except ValueError as error:
+            raise StoreError(_damaged(self.run_directory, str(error))) from None
+        return sorted(found, key=attrgetter("seq"))
+
     def data_version(self) -> int:
         """Another number whenever another connection has committed since it was asked last; costs no read of data."""
         return self._database.number("PRAGMA data_version")
@@ -353,6 +370,14 @@ class StoreReader:
             for phase, hardware, leased, expires in held
             if leased is not None
         ]
+
+    def running(self) -> list[tuple[str, str, float]]:
+        """(trial, agent, share done) of every trial that is held, in planned order."""
+        held = self._database.rows(
+            "SELECT trial_id, agent, coalesce(done_fraction, 0.0) FROM trials LEFT JOIN progress USING (trial_id) "
+            "WHERE state IN ('queued', 'running') AND state = 'running' ORDER BY position"
+        )
+        return [(trial_id, agent, done_fraction) for trial_id, agent, done_fraction in held]
 
     def queued_benchmarks(self) -> dict[str | None, int]:
         """How many benchmarks wait, by the hardware that they name."""
