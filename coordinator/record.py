@@ -1,4 +1,4 @@
-"""RunRecord: everything a store knows about one run, as values. What status, report and outputs are made from."""
+"""RunRecord: all that a store knows about one run, as values. Status, report, figures and outputs are made from it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.analysis import Analysis
+from coordinator.events import Fitted
 from coordinator.plan import Plan
 from coordinator.recommendation import Recommendation
-from coordinator.store import AgentRow, StoreReader, TrialRow
+from coordinator.store import AgentRow, AttemptRow, StoreReader, TrialRow
+from coordinator.store_rows import CanaryRow
 from coordinator.study import StudySpec
 from scaling.observations import Failure, Observation, ServingObservation, TrainingObservation
 
@@ -31,10 +33,16 @@ class RunRecord:
     observations: tuple[Observation, ...]
     plans: tuple[Plan, ...]
     agents: tuple[AgentRow, ...]
+    attempts: tuple[AttemptRow, ...]
+    canaries: tuple[CanaryRow, ...]
+    fits: tuple[Fitted, ...]
+    """All fits in short, in order."""
     num_rejections: int
     analysis: Analysis | None
     """The newest stored fit."""
     recommendation: Recommendation | None
+    is_simulated: bool
+    """Whether the fleet was simulated, so that nothing here was measured on a device."""
 
     @cached_property
     def training(self) -> dict[str, TrainingObservation]:
@@ -60,25 +68,39 @@ def read_record(run_directory: Path) -> RunRecord:
     """
     with StoreReader.open(run_directory) as store:
         store.check()
-        fit, recommendation = store.last_fit(), store.recommendation()
-        return RunRecord(
-            run_directory=run_directory,
-            study=store.study(),
-            state=store.meta("state") or "unknown",
-            created_unix=float(store.meta("created_unix") or 0),
-            wall_seconds=_number(store.meta("wall_seconds")),
-            token_scale=_number(store.meta("token_scale")),
-            corpus_id=store.meta("corpus_id"),
-            corpus=store.corpus(),
-            metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
-            trials=tuple(store.trials()),
-            observations=tuple(store.observations()),
-            plans=tuple(store.plans()),
-            agents=tuple(store.agents()),
-            num_rejections=len(store.rejections()),
-            analysis=None if fit is None else Analysis.from_json(fit.record),
-            recommendation=None if recommendation is None else Recommendation.model_validate(recommendation),
-        )
+        return record_of(store, observations=tuple(store.observations()))
+
+
+def record_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> RunRecord:
+    """Read everything of an open store but its observations, which somebody has read already."""
+    fit, recommendation = store.last_fit(), store.recommendation()
+    return RunRecord(
+        run_directory=store.run_directory,
+        study=store.study(),
+        state=store.meta("state") or "unknown",
+        created_unix=float(store.meta("created_unix") or 0),
+        wall_seconds=_number(store.meta("wall_seconds")),
+        token_scale=_number(store.meta("token_scale")),
+        corpus_id=store.meta("corpus_id"),
+        corpus=store.corpus(),
+        metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
+        trials=tuple(store.trials()),
+        observations=observations,
+        plans=tuple(store.plans()),
+        agents=tuple(store.agents()),
+        attempts=tuple(store.attempts()),
+        canaries=tuple(store.canaries()),
+        fits=tuple(store.fits()),
+        num_rejections=len(store.rejections()),
+        analysis=None if fit is None else Analysis.from_json(fit.record),
+        recommendation=None if recommendation is None else Recommendation.model_validate(recommendation),
+        is_simulated=is_simulated(store),
+    )
+
+
+def is_simulated(store: StoreReader) -> bool:
+    """Whether the run's fleet or its engine is a simulation."""
+    return store.meta("simulated") == "1" or store.study().serving.recipe.engine == "fake"
 
 
 def _number(text: str | None) -> float | None:

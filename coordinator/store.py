@@ -25,13 +25,13 @@ from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
-from coordinator.events import Event, event_of
+from coordinator.events import Event, Fitted, event_of
 from coordinator.migrations import migrate
 from coordinator.plan import Plan
 from coordinator.schema import COLUMNS, LAST_SEQ, NUMBERED, SCHEMA_VERSION, TABLES, canonical, checksum
@@ -87,7 +87,7 @@ class StoreReader:
         self.run_directory = run_directory
 
     @classmethod
-    def open(cls, run_directory: Path) -> "StoreReader":
+    def open(cls, run_directory: Path) -> Self:
         """Open a run for reading.
 
         Raises:
@@ -104,7 +104,7 @@ class StoreReader:
         """Close the connection."""
         self._database.close()
 
-    def __enter__(self) -> "StoreReader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
@@ -306,6 +306,11 @@ class StoreReader:
     def fit_history(self) -> list[tuple[str, float, float]]:
         """(outcome, seconds, unix) of every fit."""
         return [(row[2], row[3], row[5]) for row in self._rows("fits", "ORDER BY seq")]
+
+    def fits(self) -> list[Fitted]:
+        """Every fit in short, in order: without its bootstrap."""
+        events = (event_of("fits", row) for row in self._rows("fits", "ORDER BY seq"))
+        return [event for event in events if isinstance(event, Fitted)]
 
     def recommendation(self) -> dict[str, Any] | None:
         """The newest recommendation."""
@@ -566,7 +571,7 @@ class Store(StoreReader):
         finally:
             os.close(self._lock)
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
