@@ -25,9 +25,9 @@ from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
@@ -51,7 +51,7 @@ from coordinator.store_rows import (
     Work,
 )
 from coordinator.study import StudySpec
-from scaling.observations import Failure, Observation, Progress
+from scaling.observations import Failure, Observation, ObservationAdapter, Progress
 
 __all__ = [
     "FILE_NAME",
@@ -71,7 +71,6 @@ LOCK_NAME = "coordinator.lock"
 DURATION_BOUNDS_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 """Buckets of `durations` and `queue_waits`; longer ones count in a last bucket without end."""
 
-_observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observation, Field(discriminator="kind")])
 _UNFINISHED = "WHERE position IN (SELECT position FROM trials WHERE state IN ('queued', 'running'))"
 _EndState = Literal["queued", "succeeded", "failed"]
 _OPEN_STATES = ("queued", "running")
@@ -232,7 +231,7 @@ class StoreReader:
     def each_observation(self, *, after_seq: int = 0) -> Iterator[Observation]:
         """The same, read one after the other: a run's curves need not all be in memory."""
         for row in self._each_row("observations", "WHERE seq > ? ORDER BY seq", (after_seq,)):
-            yield _observation_adapter.validate_json(row[4])
+            yield ObservationAdapter.validate_json(row[4])
 
     def num_observations(self) -> int:
         """How many observations were accepted, failures of single attempts included."""

@@ -1,8 +1,8 @@
 """What came back from the fleet. Append-only facts: a failed run is knowledge, not an exception."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
 
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
@@ -166,6 +166,7 @@ class Failure(Value):
 
 
 Observation = TrainingObservation | ServingObservation | Failure
+ObservationAdapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observation, Field(discriminator="kind")])
 
 
 class Progress(Value):

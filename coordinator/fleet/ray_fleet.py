@@ -12,9 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter
+from typing import Any
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.device import PRETENDED_VARIABLE
@@ -37,7 +35,7 @@ from coordinator.fleet.ray_blobs import Published, fetch, publish
 from coordinator.fleet.ray_session import RaySession, listens
 from coordinator.version import code_digest, version
 from scaling.architecture import Architecture
-from scaling.observations import Observation, Progress
+from scaling.observations import Observation, ObservationAdapter, Progress
 
 MAX_FAILED_STARTS = 3
 """A fleet of which no agent ever came up gives up after this many tries."""
@@ -48,8 +46,6 @@ FETCH_SECONDS = 5.0
 NODE_CHECK_SECONDS = 5.0
 HEAD_PATIENCE_SECONDS = 25.0
 """A cluster whose head is away for longer is given up in our words. Ray ends this process after 60 s, in its own."""
-
-_observation_adapter: TypeAdapter[Observation] = TypeAdapter(Annotated[Observation, Field(discriminator="kind")])
 
 
 class RayActor(AgentActor):
@@ -321,7 +317,7 @@ class RayFleet:
 
 def _item(message: Message) -> Progress | Observation:
     if message.is_final:
-        return _observation_adapter.validate_json(message.item)
+        return ObservationAdapter.validate_json(message.item)
     return Progress.model_validate_json(message.item)
 
 
