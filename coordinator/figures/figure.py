@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from hwprofiles.value import Value
 
-Kind = Literal["measured", "predicted", ""]
-"""Empty for what is neither: a guide, a plan, a lane of time."""
+Kind = Literal["measured", "predicted", "simulated", ""]
+"""Simulated: made up by a pretended fleet or engine in place of a measurement. Empty for what is none of these: a
+guide, a plan, a lane of time."""
 Mark = Literal["dot", "ring", "cross", "diamond", "hollow-diamond", "line", "step", "band", "span", "bar"]
 """`line` and `step` join the points; a `band` fills `y_interval`; a `span` lies along x over
 `x_interval`, as thick as its lane; a `bar` is an interval alone, without a mark at its point."""
@@ -51,6 +52,8 @@ class Axis(Value):
     low: float | None = None
     """Limits; null follows the data."""
     high: float | None = None
+    ticks: tuple[float, ...] = ()
+    """Values to mark; empty leaves the choice to the painter."""
     categories: tuple[str, ...] = ()
 
 
@@ -63,12 +66,14 @@ class Series(Value):
     mark: Mark
     colour: Colour
     dashed: bool = False
+    """Broken lines; of a `span`, hollow: it had not ended."""
     x: tuple[float, ...]
     y: tuple[float, ...]
     x_interval: tuple[tuple[float, float] | None, ...] = ()
     y_interval: tuple[tuple[float, float] | None, ...] = ()
     labels: tuple[str, ...] = ()
-    """What a point is, told when it is pointed at; printed beside it with `show_labels`."""
+    """What a point is, told when it is pointed at. With `show_labels` what stands before the first colon is printed
+    beside the point, and the whole in the legend."""
     show_labels: bool = False
     trial_ids: tuple[str, ...] = ()
     """The trial behind each point: where a click leads."""

@@ -1,0 +1,63 @@
+"""What the run has spent over time: accelerator time of all attempts that belong to ended trials."""
+
+from itertools import accumulate
+
+from coordinator.figures.figure import Axis, Colour, Figure, Guide, Series
+from coordinator.figures.formats import duration, plural
+from coordinator.figures.origin import kind_of_losses
+from coordinator.figures.timeline import time_unit
+from coordinator.record import RunRecord
+from coordinator.store import TrialRow
+
+_COLOURS: dict[str, Colour] = {"training": "front", "serving": "serving"}
+
+
+def spending(record: RunRecord) -> Figure:
+    """Accelerator time spent so far against time since the run began, training and serving apart and together."""
+    name, title = "spend", "Accelerator time spent"
+    ended = sorted((trial for trial in record.trials if trial.ended_unix is not None), key=lambda t: t.ended_unix or 0)
+    if not ended:
+        axis = Axis(label="time since the run began", unit="s")
+        reason = "no trial has ended yet."
+        return Figure(name=name, title=title, x=axis, y=Axis(label="accelerator time", unit="s"), reason=reason)
+    total = sum(trial.spent_seconds for trial in ended)
+    (unit, scale), (spent_unit, spent_scale) = time_unit(_since(record, ended[-1])), time_unit(total)
+    phases = list(dict.fromkeys(trial.phase for trial in ended))
+    groups: dict[str, list[TrialRow]] = {"together": ended} if len(phases) > 1 else {}
+    groups |= {phase: [trial for trial in ended if trial.phase == phase] for phase in phases}
+    limit = record.study.budget.accelerator_hours
+    budget = "no limit on it was set" if limit is None else f"{total / 3600 / limit:.1%} of the limit of {limit:g} h"
+    return Figure(
+        name=name,
+        title=title,
+        caption=f"{plural(len(ended), 'ended trial')}, {duration(total)} in all, failed attempts included; {budget}. "
+        "Counted when a trial ends; a sum of durations, so without interval.",
+        x=Axis(label="time since the run began", unit=unit, low=0),
+        y=Axis(label="accelerator time", unit=spent_unit, low=0),
+        series=tuple(_steps(record, phase, inside, scale, spent_scale) for phase, inside in groups.items()),
+        guides=_limit(record, total / spent_scale, spent_scale),
+    )
+
+
+def _since(record: RunRecord, trial: TrialRow) -> float:
+    return max(0.0, (trial.ended_unix or record.created_unix) - record.created_unix)
+
+
+def _steps(record: RunRecord, phase: str, trials: list[TrialRow], scale: float, spent_scale: float) -> Series:
+    spent = accumulate(trial.spent_seconds / spent_scale for trial in trials)
+    return Series(
+        name=phase,
+        kind=kind_of_losses(record),
+        mark="step",
+        colour=_COLOURS.get(phase, "ink"),
+        x=(0.0, *(_since(record, trial) / scale for trial in trials)),
+        y=(0.0, *spent),
+    )
+
+
+def _limit(record: RunRecord, spent: float, spent_scale: float) -> tuple[Guide, ...]:
+    """The budget, where enough of it is spent for it to be on the figure."""
+    hours = record.study.budget.accelerator_hours
+    if hours is None or spent < 0.25 * (limit := hours * 3600 / spent_scale):
+        return ()
+    return (Guide(axis="y", low=limit, high=limit, colour="bad", dashed=True, name=f"limit: {hours:g} accelerator-h"),)
