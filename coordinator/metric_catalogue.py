@@ -3,13 +3,13 @@
 A label is one of a fixed list or names an agent or the study: never a trial, a seed, a path, a host or free text. What
 a fixed list does not hold counts under "unknown". A family is `archfleet_` and the name here; counters end in `_total`.
 
-Not here, because nothing that they would tell of exists yet: HTTP requests, refused credentials and event streams of a
-dashboard, and loops other than the scheduler's.
+Loops other than the scheduler's are not here: there are none.
 """
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
+from coordinator import traffic
 from coordinator.store import DURATION_BOUNDS_SECONDS
 from coordinator.vitals import BOUNDS_SECONDS, REPORT_KINDS
 from hwprofiles.catalog import all_profiles
@@ -75,6 +75,7 @@ _phase = {"phase": PHASES}
 _hardware = {"hardware": HARDWARE}
 _study: dict[str, tuple[str, ...]] = {"study": ()}
 _agent: dict[str, tuple[str, ...]] = {"agent": ()}
+_route = {"route": traffic.ROUTES}
 _durations = tuple(float(bound) for bound in DURATION_BOUNDS_SECONDS)
 
 CATALOGUE: dict[str, Family] = {
@@ -149,6 +150,17 @@ CATALOGUE: dict[str, Family] = {
         {"loop": ("scheduler",)},
         BOUNDS_SECONDS["loop_seconds"],
     ),
+    "study_finished": Family("gauge", "1 once the study has come to its end", _study),
+    "http_requests": Family(
+        "counter",
+        "Answers of the dashboard and of this listener, by the route's template",
+        _route | {"method": traffic.METHODS, "code": traffic.CODES},
+    ),
+    "http_request_duration_seconds": Family(
+        "histogram", "Request to the end of its answer; streams of events have none", _route, traffic.BOUNDS_SECONDS
+    ),
+    "http_auth_failures": Family("counter", "Credentials refused", {"reason": traffic.AUTH_FAILURES}),
+    "event_stream_clients": Family("gauge", "Open streams of events"),
 }
 
 

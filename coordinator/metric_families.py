@@ -38,6 +38,7 @@ from coordinator.metric_catalogue import (
     strategy_of,
 )
 from coordinator.store import FILE_NAME, AgentRow, StoreReader
+from coordinator.traffic import Traffic
 from coordinator.version import git_commit, version
 from coordinator.vitals import Timing
 
@@ -68,6 +69,21 @@ def build() -> Metric:
     family = InfoMetricFamily("archfleet_build", CATALOGUE["build"].help)
     family.add_metric([], {"version": version(), "git_commit": git_commit() or ""})
     return family
+
+
+def traffic_families(traffic: Traffic) -> Iterator[Metric]:
+    """What the web listeners of this process were asked. A route has series once somebody has asked for it."""
+    seen = traffic.counted()
+    yield _found("http_requests", {key: float(num) for key, num in seen.requests.items()})
+    durations = HistogramMetricFamily(
+        "archfleet_http_request_duration_seconds", CATALOGUE["http_request_duration_seconds"].help, labels=["route"]
+    )
+    for route, took in seen.durations.items():
+        buckets = zip((*CATALOGUE["http_request_duration_seconds"].bounds, math.inf), took.nums, strict=True)
+        durations.add_metric([route], _cumulative(buckets, []), took.seconds)
+    yield durations
+    yield _found("http_auth_failures", {(reason,): num for reason, num in seen.auth_failures.items()})
+    yield _plain("event_stream_clients", seen.num_streams)
 
 
 def store_families(store: StoreReader, *, now_unix: float) -> Iterator[Metric]:
@@ -287,7 +303,8 @@ class _Scrape:
     # The coordinator itself
 
     def loop_and_disk(self) -> Iterator[Metric]:
-        """The loop's pulse, and the files it writes."""
+        """The loop's pulse, whether it has come to its end, and the files it writes."""
+        yield _found("study_finished", {(self._study.name,): float(self._store.meta("state") == "finished")})
         if (turned := self._store.meta("loop_unix")) is not None:
             yield _found("loop_last_iteration_timestamp_seconds", {("scheduler",): float(turned)})
         yield self._timing("loop_duration_seconds", "loop_seconds", "scheduler")

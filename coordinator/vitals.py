@@ -28,10 +28,12 @@ BOUNDS_SECONDS: dict[Timing, tuple[float, ...]] = {
 
 @dataclass
 class Vitals:
-    """Of one coordinator process. Written by its loop; `is_writable` may be read from another thread."""
+    """Of one coordinator process. Written by its loop; what is not private may be read from another thread."""
 
     is_writable: bool = True
     """Whether the last commit worked."""
+    is_ready: bool = False
+    """Whether the loop has taken up the run as the store has it."""
     _unwritten: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     """Number and seconds by kind and name of the tally."""
     _written: dict[tuple[str, str], list[float]] = field(default_factory=dict)

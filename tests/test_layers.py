@@ -20,6 +20,7 @@ HOMES = {
     "matplotlib": ("coordinator/report/",),
     "jinja2": ("coordinator/report/",),
     "prometheus_client": ("coordinator/metrics.py", "coordinator/metric_families.py"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("coordinator/dashboard/",)),
     "pickle": (),
 }
 

@@ -27,9 +27,11 @@ from coordinator.metric_catalogue import (
     VERSION_LABELS,
     strategy_of,
 )
-from coordinator.metrics import StudyCollector, serve_metrics
+from coordinator.metrics import StudyCollector, metrics_book, serve_metrics
 from coordinator.store import FILE_NAME, AgentRow, Store, StoreReader
 from coordinator.study import parse_study, read_study
+from coordinator.tokens import NUM_RANDOM_BYTES, TokenBook, create_token, revoke_token
+from coordinator.traffic import AUTH_FAILURES, Traffic
 from coordinator.version import git_commit, version
 from coordinator.vitals import Vitals, tally_result
 
@@ -58,9 +60,22 @@ def fetch(port: int, path: str = "/metrics", *, accept: str = "text/plain") -> s
         return response.read().decode()
 
 
-def collect(run: Path, *, now_unix: float = 2e9, vitals: Vitals | None = None):
+def collect(run: Path, *, now_unix: float = 2e9, vitals: Vitals | None = None, traffic: Traffic | None = None):
     """What a scrape collects, without a port, at a given time."""
-    return {family.name: family for family in StudyCollector(run, vitals=vitals, wall=lambda: now_unix).collect()}
+    collector = StudyCollector(run, vitals=vitals, traffic=traffic, wall=lambda: now_unix)
+    return {family.name: family for family in collector.collect()}
+
+
+@pytest.fixture
+def traffic() -> Traffic:
+    """A few requests, one of them for something that is no route."""
+    seen = Traffic()
+    seen.answered("/api/trials/{trial_id}", "GET", 200, seconds=0.002)
+    seen.answered("/api/trials/{trial_id}", "GET", 404, seconds=0.3)
+    seen.answered("/api/events", "GET", 200, seconds=None)
+    seen.answered("/etc/passwd", "BREW", 418, seconds=100.0)
+    seen.refused("bad")
+    return seen
 
 
 def samples(families, name: str, **labels: str) -> list[float]:
@@ -89,8 +104,8 @@ def test_every_family_has_the_prefix_a_help_text_and_samples(finished) -> None:
     assert all(family.documentation for family in finished.values())
 
 
-def test_every_family_of_the_catalogue_is_there_once_something_happened(busy_fleet: Store) -> None:
-    families = collect(busy_fleet.run_directory, vitals=Vitals())
+def test_every_family_of_the_catalogue_is_there_once_something_happened(busy_fleet: Store, traffic: Traffic) -> None:
+    families = collect(busy_fleet.run_directory, vitals=Vitals(), traffic=traffic)
     limited_only = {"archfleet_study_budget_accelerator_seconds"}
     assert set(families) == {f"archfleet_{name}" for name in CATALOGUE} - limited_only
     assert not [name for name, family in families.items() if not family.samples]
@@ -139,7 +154,7 @@ def test_duration_histogram_counts_every_success(finished, reader) -> None:
 
 def test_histogram_buckets_never_fall(finished) -> None:
     for family in finished.values():
-        if family.type == "histogram":
+        if family.type == "histogram" and family.samples:
             for phase in ({}, *({"phase": p} for p in PHASES)):
                 buckets = [
                     s.value for s in family.samples if s.name.endswith("_bucket") and phase.items() <= s.labels.items()
@@ -197,8 +212,8 @@ def test_a_large_fleet_stays_below_the_limit_of_series(busy_fleet: Store) -> Non
     assert 500 < num < MAX_SERIES
 
 
-def test_no_label_has_another_key_or_value_than_the_catalogue_lists(busy_fleet: Store) -> None:
-    for name, family in collect(busy_fleet.run_directory, vitals=Vitals()).items():
+def test_no_label_has_another_key_or_value_than_the_catalogue_lists(busy_fleet: Store, traffic: Traffic) -> None:
+    for name, family in collect(busy_fleet.run_directory, vitals=Vitals(), traffic=traffic).items():
         labels = CATALOGUE[name.removeprefix("archfleet_")].labels
         assert set(labels) <= ALLOWED_LABELS | (INFO_LABELS if family.type == "info" else set()), name
         for sample in family.samples:
@@ -209,7 +224,7 @@ def test_no_label_has_another_key_or_value_than_the_catalogue_lists(busy_fleet: 
 
 def test_every_reason_has_an_unknown_bucket_or_lists_all_there_are() -> None:
     with_reason = {name: family.labels["reason"] for name, family in CATALOGUE.items() if "reason" in family.labels}
-    assert len(with_reason) == 4
+    assert len(with_reason) == 5
     assert all("unknown" in values for values in with_reason.values())
 
 
@@ -456,6 +471,45 @@ def test_a_backup_and_the_disk_are_told(driver) -> None:
     assert samples(families, "archfleet_store_free_bytes")[0] > 0
 
 
+def test_requests_are_told_by_the_templates_of_their_routes(finished_run: Path, traffic: Traffic) -> None:
+    families = collect(finished_run, traffic=traffic)
+    name = "archfleet_http_requests_total"
+    assert samples(families, name, route="/api/trials/{trial_id}", method="GET", code="404") == [1]
+    assert samples(families, name, route="unknown", method="unknown", code="unknown") == [1]
+    assert len(samples(families, name)) == 4
+    name = "archfleet_http_request_duration_seconds"
+    assert samples(families, f"{name}_count", route="/api/trials/{trial_id}") == [2]
+    assert samples(families, f"{name}_bucket", route="/api/trials/{trial_id}", le="0.0025") == [1]
+    assert samples(families, f"{name}_sum", route="unknown") == [100]
+    assert samples(families, f"{name}_count", route="/api/events") == []
+
+
+def test_refused_credentials_are_told_from_zero_on(finished_run: Path, traffic: Traffic) -> None:
+    name = "archfleet_http_auth_failures_total"
+    assert samples(collect(finished_run), name) == [0] * len(AUTH_FAILURES)
+    assert samples(collect(finished_run, traffic=traffic), name, reason="bad") == [1]
+
+
+def test_open_streams_are_told_while_they_are_open(finished_run: Path) -> None:
+    traffic = Traffic()
+    with traffic.streaming(), traffic.streaming():
+        assert samples(collect(finished_run, traffic=traffic), "archfleet_event_stream_clients") == [2]
+    assert samples(collect(finished_run, traffic=traffic), "archfleet_event_stream_clients") == [0]
+
+
+@pytest.mark.parametrize(("state", "is_finished"), [("running", 0), ("interrupted", 0), ("finished", 1)])
+def test_a_study_that_has_come_to_its_end_says_so(store: Store, state: str, is_finished: int) -> None:
+    store.set_meta("state", state)
+    assert samples(collect(store.run_directory), "archfleet_study_finished") == [is_finished]
+
+
+def test_a_scrape_is_counted_itself(finished_run: Path) -> None:
+    with serve_metrics(finished_run, port=0) as port:
+        fetch(port)
+        told = {family.name: family for family in text_string_to_metric_families(fetch(port))}
+    assert samples(told, "archfleet_http_requests_total", route="/metrics", method="GET", code="200") == [1]
+
+
 def test_targets_are_what_http_sd_reads(finished_run: Path) -> None:
     with serve_metrics(finished_run, port=0) as port:
         (group,) = json.loads(fetch(port, "/targets"))
@@ -568,3 +622,81 @@ def _be_busy(store: Store, agent: str, hardware: str) -> None:
     store.tally("bench_invalid", "vllm/nan", phase="bench", hardware=hardware)
     store.tally("bench_variation", "vllm", phase="bench", hardware=hardware, seconds=0.01)
     store.tally("leases_expired", phase="train", hardware=hardware)
+
+
+# From other machines
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> tuple[TokenBook, dict[str, str]]:
+    """A file of tokens, and the tokens: one for metrics, one for reading, one for metrics whose time is over."""
+    path, secrets = tmp_path / "tokens.toml", {}
+    for number, (name, scope) in enumerate({"prom": "metrics", "reader": "read", "old": "metrics"}.items()):
+        secrets[name], _ = create_token(
+            path,
+            name,
+            scopes=(scope,),
+            random_bytes=bytes([number]) * NUM_RANDOM_BYTES,
+            now_unix=1.0,
+            expires_unix=2.0 if name == "old" else None,
+        )
+    return TokenBook(path), secrets
+
+
+def answer_to(port: int, path: str, **headers: str) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_an_address_others_reach_needs_a_token_of_scope_metrics(book, tmp_path: Path) -> None:
+    assert metrics_book("127.0.0.1", None) is None
+    assert metrics_book("localhost", None) is None
+    with pytest.raises(UserError, match=r"no token in .*\n.*archfleet token create NAME --scope metrics"):
+        metrics_book("0.0.0.0", tmp_path / "nothing.toml")
+    revoke_token(book[0].path, "prom")
+    revoke_token(book[0].path, "old")
+    with pytest.raises(UserError, match="no token of scope metrics"):
+        metrics_book("0.0.0.0", book[0].path)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/targets", "/else"])
+@pytest.mark.parametrize(("user", "code"), [(None, 401), ("nobody", 401), ("old", 401), ("reader", 403), ("prom", 200)])
+def test_metrics_ask_for_their_token(finished_run: Path, book, path: str, user: str | None, code: int) -> None:
+    secrets = {**book[1], "nobody": "aft_nobody\xff"}
+    headers = {} if user is None else {"Authorization": f"Bearer {secrets[user]}"}
+    with serve_metrics(finished_run, port=0, book=book[0]) as port:
+        assert answer_to(port, path, **headers)[0] == (404 if code == 200 and path == "/else" else code)
+
+
+def test_a_listener_of_all_addresses_is_found_by_the_one_that_was_asked(finished_run: Path, book) -> None:
+    asked = {"Host": "coordinator:9464", "Authorization": f"Bearer {book[1]['prom']}"}
+    with serve_metrics(finished_run, port=0, host="0.0.0.0", book=book[0]) as port:
+        (group,) = json.loads(answer_to(port, "/targets", **asked)[1])
+        assert group["targets"] == ["coordinator:9464"]
+        (group,) = json.loads(answer_to(port, "/targets", **asked | {"Host": '"x'})[1])
+        assert group["targets"] == [f"127.0.0.1:{port}"]
+
+
+def test_a_loopback_listener_without_tokens_minds_none(finished_run: Path) -> None:
+    with serve_metrics(finished_run, port=0) as port:
+        assert answer_to(port, "/metrics", Authorization="Bearer whatever")[0] == 200
+
+
+def test_probes_need_no_token_and_tell_when_the_run_is_taken_up(finished_run: Path, book) -> None:
+    vitals = Vitals()
+    with serve_metrics(finished_run, port=0, book=book[0], is_ready=lambda: vitals.is_ready) as port:
+        assert answer_to(port, "/healthz") == (200, "ok")
+        assert answer_to(port, "/readyz")[0] == 503
+        vitals.is_ready = True
+        assert answer_to(port, "/readyz") == (200, "ok")
+
+
+def test_metrics_are_served_over_ipv6(finished_run: Path) -> None:
+    with serve_metrics(finished_run, port=0, host="::1") as port:
+        (group,) = json.loads(urllib.request.urlopen(f"http://[::1]:{port}/targets", timeout=10).read())
+    assert group["targets"] == [f"[::1]:{port}"]
