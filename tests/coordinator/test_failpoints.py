@@ -1,6 +1,7 @@
 """Failpoints: a process killed at a named place, and what a restart makes of what it left."""
 
 import gzip
+import lzma
 import signal
 import subprocess
 import sys
@@ -10,9 +11,14 @@ import pytest
 
 from coordinator import failpoints
 from coordinator.backup import back_up
+from coordinator.database import Database
 from coordinator.store import FILE_NAME, Store, StoreReader
 
-SCHEMA_1 = Path(__file__).with_name("data") / "store-schema-1.sqlite3.gz"
+DATA = Path(__file__).with_name("data")
+OLD_STORES = {
+    "schema 1": lambda: gzip.decompress((DATA / "store-schema-1.sqlite3.gz").read_bytes()),
+    "schema 2": lambda: lzma.decompress((DATA / "schema-2-e5a0776.sqlite3.xz").read_bytes()),
+}
 SET_FACTS = """
 import sys
 from pathlib import Path
@@ -60,12 +66,24 @@ def test_killed_after_a_commit_all_of_it_is_kept(run_copy: Path) -> None:
     assert facts(run_copy) == 7  # one more than was acknowledged
 
 
-def test_killed_in_a_migration_the_old_store_is_whole(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(gzip.decompress(SCHEMA_1.read_bytes()))
-    assert run_until_killed(SET_FACTS, tmp_path, "store.mid_migration:kill") == []
+@pytest.mark.parametrize(
+    ("old", "failpoint"),
+    [
+        ("schema 1", "store.mid_migration:kill"),
+        ("schema 1", "store.mid_migration:kill@2"),  # within the second step
+        ("schema 2", "store.mid_migration:kill"),
+    ],
+)
+def test_killed_in_a_migration_the_old_store_is_whole(tmp_path: Path, old: str, failpoint: str) -> None:
+    (tmp_path / FILE_NAME).write_bytes(OLD_STORES[old]())
+    assert run_until_killed(SET_FACTS, tmp_path, failpoint) == []
+    database = Database.open_for_reading(tmp_path / FILE_NAME)
+    assert database.number("PRAGMA user_version") == int(old[-1])
+    num_trials = database.number("SELECT count(*) FROM trials")
+    database.close()
     with Store.resume(tmp_path) as store:
         store.verify()
-        assert len(store.trials()) == 5
+        assert len(store.trials()) == num_trials > 0
 
 
 def test_killed_in_a_backup_no_copy_passes_for_one(run_copy: Path) -> None:

@@ -1,6 +1,7 @@
-"""A store that the code of schema 1 made: read as it is, taken up by a coordinator, or left alone."""
+"""Stores that earlier code made: read as they are, taken up by a coordinator, or left alone."""
 
 import gzip
+import lzma
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,22 @@ import pytest
 from coordinator.database import Database
 from coordinator.errors import StoreError
 from coordinator.migrations import migrate
-from coordinator.schema import SCHEMA_VERSION
+from coordinator.schema import COLUMNS, NUMBERED, SCHEMA_VERSION, canonical, checksum
 from coordinator.store import FILE_NAME, Store, StoreReader
 
 SCHEMA_1 = Path(__file__).with_name("data") / "store-schema-1.sqlite3.gz"
 """Of commit 4085804: one trial succeeded, one after a time-out, one failed, one running at 40 %, one queued."""
+
+SCHEMA_2 = SCHEMA_1.with_name("schema-2-e5a0776.sqlite3.xz")
+"""A whole study on a simulated fleet with faults; each table numbers its own rows."""
+
+
+@pytest.fixture
+def run_of_schema_2(tmp_path: Path) -> Path:
+    directory = tmp_path / "laptop-old"
+    directory.mkdir()
+    (directory / FILE_NAME).write_bytes(lzma.decompress(SCHEMA_2.read_bytes()))
+    return directory
 
 
 @pytest.fixture
@@ -78,4 +90,86 @@ def test_an_old_store_that_cannot_be_migrated_stays_what_it_was(old_run: Path) -
     database = Database.open_for_reading(old_run / FILE_NAME)
     assert database.row("PRAGMA user_version") == (1,)
     assert database.number("SELECT count(*) FROM trials") == 5
+    database.close()
+
+
+# From 2 to 3: one sequence of numbers
+
+
+def facts_by_table(database: Database) -> dict[str, list[tuple]]:
+    """What the facts say, by table and in order, without number and checksum."""
+    return {table: [row[1:-1] for row in database.rows(f"SELECT * FROM {table} ORDER BY seq")] for table in NUMBERED}
+
+
+def migrated(directory: Path) -> tuple[dict[str, list[tuple]], dict[str, list[tuple]]]:
+    """The facts before and after a coordinator took the run up."""
+    database = Database.open_for_reading(directory / FILE_NAME)
+    before = facts_by_table(database)
+    database.close()
+    with Store.resume(directory) as store:
+        store.verify()
+        return before, facts_by_table(store._database)
+
+
+def rewrite(directory: Path, table: str, seq: int, **changes: object) -> None:
+    """Change a row of schema 2 as its own code would have written it."""
+    database = Database.open_for_writing(directory / FILE_NAME)
+    row = dict(zip(COLUMNS[table], database.rows(f"SELECT * FROM {table} WHERE seq = ?", (seq,))[0][:-1], strict=True))
+    values = canonical(table, tuple((row | changes).values()))
+    database.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
+    database.execute(
+        f"INSERT INTO {table} VALUES ({', '.join('?' * (len(values) + 1))})", (*values, checksum(table, values))
+    )
+    database.close()
+
+
+def test_facts_keep_what_they_say_and_the_order_of_their_table(run_of_schema_2: Path) -> None:
+    before, after = migrated(run_of_schema_2)
+    assert before == after
+    assert all(after[table] for table in NUMBERED)
+
+
+def test_facts_of_all_tables_are_numbered_in_the_order_of_their_times(run_of_schema_2: Path) -> None:
+    with Store.resume(run_of_schema_2) as store:
+        events = store.events(0, limit=10_000)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    told = [event for event in events if event.kind != "leased"]
+    assert [event.unix for event in told] == sorted(event.unix for event in told)
+
+
+def test_a_trial_is_planned_before_it_is_leased_and_leased_before_it_ends(run_of_schema_2: Path) -> None:
+    # What was handed ahead tells when it was begun, which is after later ones were leased.
+    rewrite(run_of_schema_2, "attempts", 3, leased_unix=1.8e9)
+    with Store.resume(run_of_schema_2) as store:
+        events, stage_of = store.events(0, limit=10_000), {row.trial_id: row.stage for row in store.trials()}
+    planned = {event.subject: event.seq for event in events if event.kind == "planned"}
+    leased = {(event.subject, event.epoch): event.seq for event in events if event.kind == "leased"}
+    ended = {(event.subject, event.epoch): event.seq for event in events if event.kind in ("result", "failure")}
+    assert len(ended) > 50
+    assert all(leased[attempt] < seq for attempt, seq in ended.items())
+    assert all(planned[stage_of[trial_id]] < seq for (trial_id, _), seq in leased.items())
+
+
+def test_a_clock_that_was_set_back_does_not_change_a_tables_order(run_of_schema_2: Path) -> None:
+    rewrite(run_of_schema_2, "observations", 20, unix=5.0)
+    before, after = migrated(run_of_schema_2)
+    assert before == after
+
+
+def test_a_migrated_run_goes_on_after_its_newest_number(run_of_schema_2: Path) -> None:
+    with Store.resume(run_of_schema_2) as store:
+        last = store.last_seq()
+        store.reject("train-0", epoch=1, agent="agent-0", reason="fenced", now_unix=0)
+        assert [event.kind for event in store.events(last)] == ["refused"]
+        store.verify()
+
+
+def test_a_row_that_was_changed_is_not_signed_anew(run_of_schema_2: Path) -> None:
+    database = Database.open_for_writing(run_of_schema_2 / FILE_NAME)
+    database.execute("UPDATE canaries SET rate = 2 * rate WHERE seq = 7")
+    database.close()
+    with pytest.raises(StoreError, match="row 7 of table canaries was changed"):
+        Store.resume(run_of_schema_2)
+    database = Database.open_for_reading(run_of_schema_2 / FILE_NAME)
+    assert database.number("PRAGMA user_version") == 2
     database.close()

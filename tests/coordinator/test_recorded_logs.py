@@ -27,8 +27,8 @@ from coordinator.store import FILE_NAME, Store, StoreReader
 from scaling.observations import Observation, Progress
 
 DATA = Path(__file__).with_name("data")
-STORES = ("schema-1-fb53c39", "schema-2-1bfaca4", "schema-2-e5a0776")
-DISPATCHES = ("schema-2-1bfaca4", "schema-2-e5a0776")
+STORES = ("schema-1-fb53c39", "schema-2-1bfaca4", "schema-2-e5a0776", "schema-3-41e3d82")
+DISPATCHES = ("schema-2-1bfaca4", "schema-2-e5a0776", "schema-3-41e3d82")
 DECLARED: dict[tuple[str, str], str] = {
     ("schema-2-1bfaca4", "serving-best"): "too few valid runs: ranked by the roofline of what serves, not of a CPU's",
     ("schema-2-1bfaca4", "dispatch 23"): "a lease that ends with its agent silent is agent-lost, not timeout",

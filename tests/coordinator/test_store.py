@@ -17,6 +17,7 @@ from coordinator import planner
 from coordinator.database import Database, DatabaseError
 from coordinator.errors import StoreError
 from coordinator.plan import Plan, PlannedTrial
+from coordinator.schema import checksum
 from coordinator.store import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, Store, StoreReader
 from scaling.observations import Progress
 
@@ -337,6 +338,83 @@ def test_observations_read_back_equal(driver, world) -> None:
     driver.run_queue()
     expected = [world.observe(row.planned.assignment) for row in driver.store.trials() if row.state == "succeeded"]
     assert driver.store.observations() == expected
+
+
+# One sequence of numbers
+
+
+def refuse(store: Store, reason: str = "fenced") -> None:
+    store.reject("train-0", epoch=1, agent="agent-0", reason=reason, now_unix=0)
+
+
+def canary(store: Store, rate: float = 1.0) -> None:
+    store.add_canary(agent="agent-0", hardware="h200", kind="gemm", rate=rate, deviation=None, now_unix=0)
+
+
+def test_facts_of_all_kinds_share_one_sequence_of_numbers(driver, trial: str) -> None:
+    driver.run_trial(trial)
+    refuse(driver.store)
+    canary(driver.store)
+    events = driver.store.events()
+    assert [event.seq for event in events] == [1, 2, 3, 4, 5]
+    assert [event.kind for event in events] == ["planned", "leased", "result", "refused", "canary"]
+    assert driver.store.last_seq() == 5
+
+
+def test_what_was_given_up_leaves_no_gap(store: Store) -> None:
+    def give_up() -> None:
+        with store.transaction():
+            canary(store)
+            refuse(store)
+            raise KeyError
+
+    refuse(store)
+    with pytest.raises(KeyError):
+        give_up()
+    canary(store)
+    assert [(event.seq, event.kind) for event in store.events()] == [(1, "refused"), (2, "canary")]
+    store.verify()
+
+
+def test_a_restart_goes_on_after_the_newest_number(run_copy: Path) -> None:
+    with Store.resume(run_copy) as store:
+        last = store.last_seq()
+        refuse(store)
+        assert [event.seq for event in store.events(last)] == [last + 1]
+        store.verify()
+
+
+@pytest.mark.parametrize("change", ["seq = 9 WHERE seq = 2", "seq = 1 WHERE seq = 2"])
+def test_a_gap_or_a_repeat_of_a_number_is_found(store: Store, change: str) -> None:
+    refuse(store)
+    canary(store)
+    canary(store)
+    store._database.execute(f"UPDATE canaries SET {change}")
+    for seq, *values in store._database.rows("SELECT seq, agent, hardware, kind, rate, deviation, unix FROM canaries"):
+        store._database.execute(
+            "UPDATE canaries SET checksum = ? WHERE seq = ?", (checksum("canaries", (seq, *values)), seq)
+        )
+    with pytest.raises(StoreError, match="gaps or repeats"):
+        store.verify()
+
+
+def test_the_newest_of_a_kind_are_found_among_the_others(driver, trial: str) -> None:
+    for rate in (1.0, 2.0, 3.0):
+        canary(driver.store, rate)
+        refuse(driver.store)
+    driver.fail_trial(trial, final=False)
+    driver.run_trial(trial)
+    assert [row.rate for row in driver.store.newest_canaries(2)] == [2.0, 3.0]
+    assert [row.epoch for row in driver.store.newest_attempts(1)] == [2]
+    assert len(driver.store.newest_attempts(9)) == 2
+
+
+def test_running_trials_are_told_with_how_far_they_are(driver, trial: str) -> None:
+    second = driver.queued()[1]
+    driver.lease(second)
+    driver.lease(trial)
+    driver.store.record_progress(trial, Progress(assignment_id=trial, done_fraction=0.25), expires_unix=driver.now)
+    assert driver.store.running() == [(trial, "agent-0", 0.25), (second, "agent-0", 0.0)]
 
 
 def test_counters_add_up(store: Store) -> None:

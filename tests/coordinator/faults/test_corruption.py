@@ -67,6 +67,7 @@ def test_a_changed_row_is_named(run_copy: Path) -> None:
 
 def test_a_row_moved_to_another_number_is_named(run_copy: Path) -> None:
     with Store.resume(run_copy) as store:
-        store._database.execute("UPDATE observations SET seq = 1000 WHERE seq = 2")
+        (seq,) = store._database.row("SELECT min(seq) FROM observations")
+        store._database.execute("UPDATE observations SET seq = 1000000 WHERE seq = ?", (seq,))
     with pytest.raises(StoreError, match="the row of table observations"):
         content(run_copy)
