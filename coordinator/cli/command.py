@@ -10,14 +10,26 @@ import click
 from coordinator.cli.console import errors
 from coordinator.errors import UserError
 
+DEFAULT_RUNS = Path("runs")
+STORE = "store.sqlite3"
+"""In each run directory. The same as `coordinator.store.FILE_NAME`, which completing a word is too short to import."""
+
+
+def _runs_that_begin_with(ctx: click.Context, _argument: click.Parameter, typed: str) -> list[str]:
+    """For a shell's completion: names of run directories."""
+    stores = Path(ctx.params.get("runs") or DEFAULT_RUNS).glob(f"*/{STORE}")
+    return sorted(path.parent.name for path in stores if path.parent.name.startswith(typed))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 runs_option = click.option(
     "--runs",
     type=click.Path(path_type=Path),
-    default=Path("runs"),
+    default=DEFAULT_RUNS,
     show_default=True,
     help="Where run directories are.",
 )
+run_argument = click.argument("run", required=False, shell_complete=_runs_that_begin_with)
 
 
 class Command(click.Command):

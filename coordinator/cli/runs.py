@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli.command import command, json_option, runs_option
+from coordinator.cli.command import command, json_option, run_argument, runs_option
 from coordinator.cli.console import console, print_json
 
 
 @command(epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json")
-@click.argument("run", required=False)
+@run_argument
 @runs_option
 @json_option
 def status(run: str | None, runs: Path, as_json: bool) -> None:
@@ -25,7 +25,7 @@ def status(run: str | None, runs: Path, as_json: bool) -> None:
 
 
 @command(epilog="  archfleet report\n  archfleet report runs/laptop-20260101-120000")
-@click.argument("run", required=False)
+@run_argument
 @runs_option
 def report(run: str | None, runs: Path) -> None:
     """Write a run's report, recommendation and table anew from its store (default: the last run)."""
@@ -38,7 +38,7 @@ def report(run: str | None, runs: Path) -> None:
 
 
 @command(epilog="  archfleet backup\n  archfleet backup laptop-20260101-120000 /mnt/backups")
-@click.argument("run", required=False)
+@run_argument
 @click.argument("destination", type=click.Path(path_type=Path), required=False)
 @runs_option
 def backup(run: str | None, destination: Path | None, runs: Path) -> None:

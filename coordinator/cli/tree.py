@@ -4,7 +4,9 @@ import click
 
 from coordinator.cli.bench import bench, predict
 from coordinator.cli.command import group
+from coordinator.cli.completion import completion
 from coordinator.cli.data import data
+from coordinator.cli.doctor import doctor
 from coordinator.cli.fit import fit, recommend
 from coordinator.cli.guard import guard
 from coordinator.cli.hw import hw
@@ -36,6 +38,22 @@ def main() -> None:
 
 
 for command in (
-    run, guard, status, report, backup, fit, recommend, simulate, train, compare, score, bench, predict, hw, data,
-):  # fmt: skip
+    run,
+    guard,
+    status,
+    report,
+    backup,
+    fit,
+    recommend,
+    simulate,
+    train,
+    compare,
+    score,
+    bench,
+    predict,
+    hw,
+    data,
+    doctor,
+    completion,
+):
     main.add_command(command)
