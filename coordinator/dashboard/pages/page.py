@@ -1,8 +1,10 @@
 """What all pages share: which run they are of and up to which event, numbers with their words, shapes in short."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from coordinator.figures.shown import shown
+from coordinator.record import is_simulated
+from coordinator.store import StoreReader
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.quantity import Interval, NotMeasured, Quantity
@@ -23,6 +25,17 @@ class Page(Value):
     """When the page was made, in seconds since the epoch by the server's clock."""
     simulated: bool
     """Whether fleet or engine are simulations, so that nothing here was measured on a device."""
+
+
+def page_facts(store: StoreReader, *, now_unix: float) -> dict[str, Any]:
+    """The fields of `Page`."""
+    return {
+        "run": store.run_directory.resolve().name,
+        "study": store.study().name,
+        "seq": store.last_seq(),
+        "unix": now_unix,
+        "simulated": is_simulated(store),
+    }
 
 
 class Amount(Value):

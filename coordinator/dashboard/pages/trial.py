@@ -1,11 +1,23 @@
 """Trial: one trial with its assignment, its attempts over time, its raw numbers, and what went wrong."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from coordinator.dashboard.pages.page import Amount, Page, Shape
-from coordinator.dashboard.pages.trials import TrialLine
+from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of
+from coordinator.dashboard.pages.trial_figures import attempts_figure, curve_figure, repeats_figure, windows_figure
+from coordinator.dashboard.pages.trials import TrialLine, trial_lines
+from coordinator.dashboard.reads import Ending, PageReader
 from coordinator.figures.figure import Figure
+from coordinator.figures.formats import NATS
+from coordinator.forecast import describe
+from coordinator.store_rows import AttemptRow
 from hwprofiles.value import Value
+from scaling.observations import INVALIDATING_FLAGS, Failure, ServingObservation, TrainingObservation
+from scaling.observations import Provenance as MadeBy
+from scaling.quantity import Interval, Measured
+
+NORMAL_90 = 1.6449
+"""Half the width of a 90 % interval of a normal mean, in standard errors."""
 
 
 class AttemptLine(Value):
@@ -147,3 +159,149 @@ class TrialPage(Page):
     previous_id: str | None
     """Its neighbours in planned order."""
     next_id: str | None
+
+
+def read_trial(store: PageReader, trial_id: str, *, now_unix: float) -> TrialPage | None:
+    """Everything about one trial; null where there is none of this name.
+
+    Args:
+        store: within a snapshot.
+        trial_id: its name.
+        now_unix: of the answer.
+    """
+    row = store.trial(trial_id)
+    if row is None:
+        return None
+    (line,) = trial_lines(store, [row])
+    attempts, endings = store.attempts_of(trial_id), store.endings_of(trial_id)
+    result = next((one.observation for one in endings if not isinstance(one.observation, Failure)), None)
+    assignment = row.planned.assignment
+    return TrialPage(
+        **page_facts(store, now_unix=now_unix),
+        trial=line,
+        description=describe(row.planned),
+        shape=shape_of(assignment.architecture),
+        config=assignment.architecture.to_hf_config(),
+        assignment=assignment.model_dump(mode="json"),
+        attempts=tuple(_attempt(one) for one in attempts),
+        failures=tuple(_failures(endings)),
+        provenance=None if result is None else _provenance(result.provenance),
+        training=_training(result) if isinstance(result, TrainingObservation) else None,
+        serving=_serving(result) if isinstance(result, ServingObservation) else None,
+        no_numbers_because="" if result is not None else _why_none(line),
+        figures=tuple(_figures(attempts, result, now_unix)),
+        previous_id=store.trial_id_at(row.position - 1),
+        next_id=store.trial_id_at(row.position + 1),
+    )
+
+
+def _attempt(row: AttemptRow) -> AttemptLine:
+    return AttemptLine(
+        seq=row.seq,
+        epoch=row.epoch,
+        agent=row.agent,
+        hardware=row.hardware,
+        leased_unix=row.leased_unix,
+        ended_unix=row.ended_unix,
+        outcome=row.outcome,
+        failure_kind=row.failure_kind,
+        spent_seconds=None if row.outcome is None else row.spent_seconds,
+    )
+
+
+def _failures(endings: Sequence[Ending]) -> Iterator[FailureReport]:
+    for one in endings:
+        if isinstance(one.observation, Failure):
+            failure = one.observation
+            yield FailureReport(
+                epoch=one.epoch,
+                unix=one.unix,
+                kind=failure.failure_kind,
+                message=failure.message,
+                log_tail=failure.detail,
+                provenance=_provenance(failure.provenance),
+            )
+
+
+def _provenance(made: MadeBy) -> Provenance:
+    return Provenance(**made.model_dump())
+
+
+def _training(run: TrainingObservation) -> TrainingNumbers:
+    half = NORMAL_90 * run.loss_standard_error
+    interval = Interval(low=run.loss - half, high=run.loss + half, level=0.9, method="normal, over held-out windows")
+    return TrainingNumbers(
+        loss=amount(Measured(value=run.loss, unit=NATS, interval=interval, num_samples=1)),
+        num_tokens=run.num_tokens,
+        inherited_tokens=run.inherited_tokens,
+        tokens_per_second=amount(
+            Measured(
+                value=run.tokens_per_second,
+                unit="tokens/s",
+                no_interval_because="the run's tokens over its training time: one number",
+                num_samples=1,
+            )
+        ),
+        train_seconds=run.train_seconds,
+        num_resumes=run.num_resumes,
+        num_devices=run.num_devices,
+        strategy=run.strategy,
+        curve=tuple(
+            CurvePoint(
+                num_tokens=point.num_tokens,
+                loss=point.loss,
+                learning_rate=point.learning_rate,
+                gradient_norm=point.gradient_norm,
+            )
+            for point in run.curve
+        ),
+        window_losses=run.window_losses,
+    )
+
+
+def _serving(run: ServingObservation) -> ServingNumbers:
+    return ServingNumbers(
+        engine=run.recipe.engine,
+        engine_version=run.engine_version,
+        dtype=run.recipe.dtype,
+        batch_size=run.workload.batch_size,
+        input_tokens=run.workload.input_tokens,
+        output_tokens=run.workload.output_tokens,
+        repeats=tuple(RepeatLine(**repeat.model_dump()) for repeat in run.repeats),
+        output_tokens_per_second=amount(run.output_tokens_per_second),
+        total_tokens_per_second=amount(run.total_tokens_per_second),
+        coefficient_of_variation=run.coefficient_of_variation,
+        mean_running_sequences=amount(run.mean_running_sequences),
+        joules_per_output_token=amount(run.joules_per_output_token),
+        latencies=tuple(
+            LatencyLine(name=one.name, p50=amount(one.p50), p90=amount(one.p90), p99=amount(one.p99))
+            for one in run.latencies
+        ),
+        kv_cache_tokens=amount(run.kv_cache_tokens),
+        num_preemptions=run.num_preemptions,
+        flags=run.flags,
+        is_valid=not INVALIDATING_FLAGS & set(run.flags),
+    )
+
+
+def _why_none(line: TrialLine) -> str:
+    match line.state:
+        case "queued":
+            again = f" again after {line.num_attempts} attempts" if line.num_attempts else ""
+            return f"It waits{again}: no result yet."
+        case "running":
+            return f"It runs, {line.done_fraction:.0%} done: no result yet."
+        case _:
+            return "It was given up: no attempt brought a result."
+
+
+def _figures(
+    attempts: Sequence[AttemptRow], result: TrainingObservation | ServingObservation | None, now_unix: float
+) -> Iterator[Figure]:
+    if attempts:
+        yield attempts_figure(attempts, now_unix=now_unix)
+    if isinstance(result, TrainingObservation):
+        yield curve_figure(result)
+        yield windows_figure(result)
+    elif isinstance(result, ServingObservation):
+        yield repeats_figure(result)

@@ -1,9 +1,16 @@
 """Trials: one line each, some at a time, in planned order."""
 
+from collections.abc import Sequence
 from typing import Literal
 
-from coordinator.dashboard.pages.page import Page
+from agent.assignment import BenchAssignment, TrainAssignment
+from coordinator.dashboard.pages.page import Page, page_facts
+from coordinator.dashboard.reads import PageReader, Result
+from coordinator.store_rows import TrialRow
 from hwprofiles.value import Value
+
+MAX_ROWS = 2_000
+DEFAULT_ROWS = 200
 
 TrialState = Literal["queued", "running", "succeeded", "failed"]
 Phase = Literal["train", "bench"]
@@ -68,3 +75,106 @@ class TrialList(Page):
     """That match state, phase and query."""
     next_after: int | None
     """Position to ask on from; null where these rows are the last."""
+
+
+def read_trials(
+    store: PageReader,
+    *,
+    now_unix: float,
+    after: int = 0,
+    limit: int = DEFAULT_ROWS,
+    state: TrialState | None = None,
+    phase: Phase | None = None,
+    query: str = "",
+) -> TrialList:
+    """The trials behind a position that match.
+
+    Args:
+        store: within a snapshot.
+        now_unix: of the answer.
+        after: position of the last trial that the asker has; 0 from the beginning on.
+        limit: how many rows at most.
+        state: of the trials that are wanted; null for any.
+        phase: likewise.
+        query: words that all stand somewhere in a trial's line, in whatever case.
+    """
+    words = query.casefold().split()
+    if words:
+        matching = _matching(store, words, state, phase)
+        rows = [row for row in matching if row.position > after]
+        num_matching = len(matching)
+    else:
+        rows = store.trials_page(after_position=after, limit=limit + 1, state=state, phase=phase)
+        num_matching = store.num_trials(state=state, phase=phase)
+    shown = rows[:limit]
+    return TrialList(
+        **page_facts(store, now_unix=now_unix),
+        rows=tuple(trial_lines(store, shown)),
+        num_trials=store.num_trials(),
+        num_matching=num_matching,
+        next_after=shown[-1].position if len(rows) > limit else None,
+    )
+
+
+def trial_lines(store: PageReader, rows: Sequence[TrialRow]) -> list[TrialLine]:
+    """Trials with what came of them."""
+    results = store.results_of([row.trial_id for row in rows if row.state == "succeeded"])
+    failures = store.failure_kinds([row.trial_id for row in rows if row.attempts > (row.state == "succeeded")])
+    return [_line(row, results.get(row.trial_id, Result()), failures.get(row.trial_id)) for row in rows]
+
+
+def _line(row: TrialRow, result: Result, failure_kind: str | None) -> TrialLine:
+    planned = row.planned
+    assignment, shape = planned.assignment, planned.assignment.architecture
+    train = assignment if isinstance(assignment, TrainAssignment) else None
+    bench = assignment if isinstance(assignment, BenchAssignment) else None
+    return TrialLine(
+        position=row.position,
+        trial_id=row.trial_id,
+        stage=row.stage,
+        phase=assignment.kind,
+        role=planned.role,
+        reason=planned.reason,
+        state=row.state,
+        done_fraction=row.done_fraction,
+        shape=shape.label,
+        num_parameters=shape.num_parameters,
+        x=shape.width_ratio,
+        r=shape.mlp_attention_ratio,
+        num_tokens=None if train is None else train.recipe.num_tokens,
+        seed=None if train is None else train.recipe.seed,
+        engine=None if bench is None else bench.recipe.engine,
+        hardware=row.hardware or (None if bench is None else bench.hardware),
+        agent=row.agent,
+        num_attempts=row.attempts,
+        loss=result.loss,
+        loss_error=result.loss_error,
+        rate=result.rate,
+        rate_low=result.rate_low,
+        rate_high=result.rate_high,
+        flags=result.flags,
+        failure_kind=failure_kind,
+        queued_unix=row.queued_unix,
+        leased_unix=row.leased_unix,
+        ended_unix=row.ended_unix,
+        spent_seconds=row.spent_seconds,
+    )
+
+
+def _matching(store: PageReader, words: Sequence[str], state: str | None, phase: str | None) -> list[TrialRow]:
+    rows = (row for row in store.trials() if state in (None, row.state) and phase in (None, row.phase))
+    return [row for row in rows if _holds(row, words)]
+
+
+def _holds(row: TrialRow, words: Sequence[str]) -> bool:
+    text = _text(row)
+    return all(word in text for word in words)
+
+
+def _text(row: TrialRow) -> str:
+    """What a query looks in."""
+    planned = row.planned
+    assignment = planned.assignment
+    told = (row.trial_id, row.stage, row.phase, row.state, row.agent, row.hardware, planned.role, planned.reason)
+    engine = assignment.recipe.engine if isinstance(assignment, BenchAssignment) else ""
+    return " ".join([*(part or "" for part in told), assignment.architecture.label, engine]).casefold()
