@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .engines
 
-.PHONY: help run quick test lint types pytest bench bench-train bench-train-gpu bench-gpu engines harness sglang clean
+.PHONY: help run quick test lint types pytest tools dashboards bench bench-fleet bench-train bench-train-gpu bench-gpu peers engines harness sglang clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -38,6 +38,12 @@ types: $(STAMP) ## mypy, strict
 pytest: $(STAMP) ## all tests, two at a time; those that start Ray by files, which share a cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not fleet and not gpu"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m fleet
+
+tools: ## what tests of the dashboard and deploy/ run beside Python, from Debian's packages; as root, else it says which
+	@.ci/tools
+
+dashboards: $(STAMP) ## Grafana's dashboard anew from its builder
+	$(BIN)/python deploy/grafana/build.py
 
 bench: $(STAMP) ## speed of the science beside plain implementations, measured side by side
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fit.py
