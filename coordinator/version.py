@@ -1,6 +1,8 @@
 """Which archfleet this is."""
 
 import hashlib
+import os
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
@@ -28,9 +30,13 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def git_commit() -> str | None:
-    """The commit that is checked out, where archfleet runs from a git checkout."""
-    git = Path(__file__).parents[1] / ".git"
+COMMIT_VARIABLE = "ARCHFLEET_GIT_COMMIT"
+"""An image, which holds no .git, names its commit here."""
+
+
+def git_commit(root: Path = Path(__file__).parents[1], environment: Mapping[str, str] = os.environ) -> str | None:
+    """The commit that is checked out, where archfleet runs from a git checkout, or the one that the environment names."""
+    git = root / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
@@ -41,4 +47,4 @@ def git_commit() -> str | None:
         packed = (line.split() for line in (git / "packed-refs").read_text(encoding="utf-8").splitlines())
         return next((words[0] for words in packed if words[1:] == [name]), None)
     except OSError:
-        return None
+        return environment.get(COMMIT_VARIABLE) or None
