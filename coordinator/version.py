@@ -35,7 +35,7 @@ COMMIT_VARIABLE = "ARCHFLEET_GIT_COMMIT"
 
 
 def git_commit(root: Path = Path(__file__).parents[1], environment: Mapping[str, str] = os.environ) -> str | None:
-    """The commit that is checked out, where archfleet runs from a git checkout, or the one that the environment names."""
+    """The commit that is checked out where archfleet runs from a checkout, else the one that the environment names."""
     git = root / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
