@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -27,6 +28,7 @@ from coordinator.version import PACKAGES
 OBJECT_STORE_BYTES = 100 * 2**20
 CONNECT_TIMEOUT_SECONDS = 30.0
 LISTEN_TIMEOUT_SECONDS = 5.0
+LEAVE_TIMEOUT_SECONDS = 10.0
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -97,7 +99,11 @@ class LocalSession:
 
 
 class ClusterSession:
-    """A Ray cluster that is there already. Workers need nothing of ours installed: the code travels along."""
+    """A Ray cluster that is there already. Workers need nothing of ours installed: the code travels along.
+
+    A driver needs a Ray node beside it. Where this machine has none of that cluster, as in a container of its own, the
+    session joins with one that offers neither CPUs nor GPUs, and takes it back at the end.
+    """
 
     is_local = False
 
@@ -105,6 +111,7 @@ class ClusterSession:
         self._address = address
         self._insecure = insecure
         self._directory: Path | None = None
+        self._node: subprocess.Popen[bytes] | None = None
 
     def require(self) -> None:
         """Look at what can be known without connecting.
@@ -120,8 +127,8 @@ class ClusterSession:
         """Connect to the cluster.
 
         Raises:
-            UserError: it takes whoever comes (without `--insecure`), our token is missing or open to others, or
-                nothing answers at the address.
+            UserError: it takes whoever comes (without `--insecure`), our token is missing or open to others,
+                nothing answers at the address, or this machine cannot join.
         """
         self.require()
         if not self._insecure and self._answers_without_a_token():
@@ -131,6 +138,8 @@ class ClusterSession:
                 "accept the risk with --insecure."
             )
         self._directory = Path(tempfile.mkdtemp(prefix="archfleet-cwd-"))
+        if not _has_a_node_of(self._address):
+            self._join(self._directory / "node.log")
         try:
             return _init_ray(self._directory / "cwd", address=self._address, namespace="archfleet")
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -139,10 +148,37 @@ class ClusterSession:
             raise UserError(f"no Ray cluster answers at {self._address}: {reason}.\n{_WHERE}") from None
 
     def close(self) -> None:
-        """Remove the session's files."""
+        """Leave the cluster, if this session joined it, and remove its files."""
+        if self._node is not None:
+            _end(self._node)
+            self._node = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+    def _join(self, log: Path) -> None:
+        """Start a node of that cluster here, without room for agents, and wait until it is up."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self._address}"]
+        command += [f"--node-ip-address={_address_towards(self._address)}", "--num-cpus=0", "--num-gpus=0"]
+        with log.open("wb") as file:
+            self._node = subprocess.Popen(
+                command,
+                env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is ours to handle
+            )
+        give_up = time.monotonic() + CONNECT_TIMEOUT_SECONDS
+        while not _has_a_node_of(self._address):
+            if self._node.poll() is not None or time.monotonic() > give_up:
+                reason = _last_line(log.read_text(errors="replace")) or "no answer"
+                self.close()
+                raise UserError(
+                    f"this machine cannot join the Ray cluster at {self._address}: {reason}.\n"
+                    "Its Python and Ray must be of the cluster's versions, and each must reach the other's ports."
+                )
+            time.sleep(0.1)
 
     def _answers_without_a_token(self) -> bool:
         """Whether a process without a token gets in. Asked in another process: Ray reads its mode once."""
@@ -198,6 +234,42 @@ def listens(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _has_a_node_of(address: str) -> bool:
+    """Whether a Ray node runs here whose head listens at that port."""
+    port = address.rpartition(":")[2]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # the process has ended
+            program, *arguments = file.read_bytes().split(b"\0")
+            heads = (one for one in arguments if one.startswith(b"--gcs-address="))
+            if program.endswith(b"/raylet") and any(head.endswith(f":{port}".encode()) for head in heads):
+                return True
+    return False
+
+
+def _address_towards(address: str) -> str:
+    """This machine's address as the one at HOST:PORT sees it. Nothing is sent."""
+    host, _, port = address.rpartition(":")
+    family, kind, protocol, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(place)
+        return str(probe.getsockname()[0])
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _end(node: "subprocess.Popen[bytes]") -> None:
+    """TERM, which ends all that the node started; KILL its group where that does not help."""
+    node.terminate()
+    try:
+        node.wait(LEAVE_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
 
 
 def require_token(environment: os._Environ[str] | dict[str, str]) -> Path:
