@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from coordinator.figures.formats import short
 from coordinator.study import StudySpec
 from scaling.fit import fit_conditional
 from scaling.law_fit import LawFit, Optimum
@@ -58,6 +59,13 @@ class Analysis:
         if len(self.by_size) < 2:
             return "Fewer than two sizes have enough shapes: whether x* and r* agree between sizes was not tested."
         return " ".join(_agreement(name, self.by_size) for name in ("x", "r"))
+
+    def messages(self) -> list[str]:
+        """Everything that the fits say of themselves, each sentence once."""
+        own = self.law_fit.messages
+        others = [("All sizes together", text) for text in self.pooled.messages]
+        others += [(f"N = {short(size)}", text) for size, fit in self.by_size for text in fit.messages]
+        return [*own, *(f"{of}: {text}" for of, text in others if text not in own)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` gives the analysis back."""

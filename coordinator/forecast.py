@@ -4,7 +4,7 @@ The probe at the start cannot know who else will use the machine later: what fin
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from agent.assignment import TrainAssignment
@@ -34,17 +34,34 @@ def describe(planned: PlannedTrial) -> str:
 
 def expected_trials(study: StudySpec, trials: Sequence[TrialRow]) -> int:
     """How many trials the study will have had, those not planned yet included."""
-    return len(trials) + sum(_future_counts(study, trials)) + len(_future_branches(study, trials))
+    return expected_from(study, Counter(t.stage for t in trials))
+
+
+def expected_from(study: StudySpec, by_stage: Mapping[str, int]) -> int:
+    """The same, by how many trials each stage has."""
+    future = sum(_future_counts(study, by_stage)) + len(_future_branches(study, by_stage))
+    return sum(by_stage.values()) + future
 
 
 def seconds_left(study: StudySpec, trials: Sequence[TrialRow], speed: Speed, scale: float) -> float:
     """Estimated wall seconds to the end, from the probed speed and how much slower trials have been than it said."""
-    open_trials = [t for t in trials if t.state in ("queued", "running")]
-    known = sum(speed.assignment_seconds(t.planned.assignment) * (1 - t.done_fraction) for t in open_trials)
-    num_fit, num_bench, num_validation = _future_counts(study, trials)
+    by_stage = Counter(t.stage for t in trials)
+    agent_seconds = open_seconds(trials, speed) + future_seconds(study, by_stage, speed, scale)
+    return slowdown(trials, speed) * agent_seconds / speed.num_agents
+
+
+def open_seconds(trials: Iterable[TrialRow], speed: Speed) -> float:
+    """Agent-seconds that queued and running trials still need, as probed."""
+    unfinished = (t for t in trials if t.state in ("queued", "running"))
+    return sum(speed.assignment_seconds(t.planned.assignment) * (1 - t.done_fraction) for t in unfinished)
+
+
+def future_seconds(study: StudySpec, by_stage: Mapping[str, int], speed: Speed, scale: float) -> float:
+    """Agent-seconds of what no plan holds yet, as probed, by how many trials each stage has."""
+    num_fit, num_bench, num_validation = _future_counts(study, by_stage)
     future = num_fit * fit_run_seconds(study, speed, scale) + num_validation * target_run_seconds(study, speed, scale)
-    future += scale * sum(run.seconds(study, speed) for run in _future_branches(study, trials))
-    return slowdown(trials, speed) * (known + future + num_bench * bench_seconds(study)) / speed.num_agents
+    future += scale * sum(run.seconds(study, speed) for run in _future_branches(study, by_stage))
+    return future + num_bench * bench_seconds(study)
 
 
 def fit_run_seconds(study: StudySpec, speed: Speed, scale: float) -> float:
@@ -70,10 +87,9 @@ def slowdown(trials: Sequence[TrialRow], speed: Speed) -> float:
     return max(0.1, sum(t.spent_seconds for t in done) / expected) if expected else 1.0
 
 
-def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, int, int]:
+def _future_counts(study: StudySpec, by_stage: Mapping[str, int]) -> tuple[int, int, int]:
     """Fit runs, benchmarks and validation runs that no plan holds yet."""
     fit = study.fit
-    by_stage = Counter(t.stage for t in trials)
     rounds = sum(fit.num_runs_per_round for k in range(1, fit.num_rounds + 1) if f"round-{k}" not in by_stage)
     benches = _future_benches(study, by_stage)
     verdict = study.num_answers * study.target.num_validation_seeds
@@ -81,9 +97,9 @@ def _future_counts(study: StudySpec, trials: Sequence[TrialRow]) -> tuple[int, i
     return rounds, benches, 0 if "verdict" in by_stage else check + verdict
 
 
-def _future_branches(study: StudySpec, trials: Sequence[TrialRow]) -> list[FirstRun]:
+def _future_branches(study: StudySpec, by_stage: Mapping[str, int]) -> list[FirstRun]:
     """Branches of the first round's trunks, until they are planned or, without them, the stage after."""
-    if not study.trunk_sizes or {t.stage for t in trials} & {"branches", "round-1", "serving"}:
+    if not study.trunk_sizes or by_stage.keys() & {"branches", "round-1", "serving"}:
         return []
     return [run for run in first_runs(study) if run.is_branch]
 

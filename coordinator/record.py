@@ -1,5 +1,6 @@
 """RunRecord: all that a store knows about one run, as values. Status, report, figures and outputs are made from it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class RunRecord:
     """The newest stored fit."""
     recommendation: Recommendation | None
     is_simulated: bool
-    """Whether the fleet was simulated, so that nothing here was measured on a device."""
+    """Whether the fleet was simulated: then nothing here was measured. The engine `fake` simulates rates alone."""
 
     @cached_property
     def training(self) -> dict[str, TrainingObservation]:
@@ -68,11 +69,17 @@ def read_record(run_directory: Path) -> RunRecord:
     """
     with StoreReader.open(run_directory) as store:
         store.check()
-        return record_of(store, observations=tuple(store.observations()))
+        return record_of(store, trials=tuple(store.trials()), observations=tuple(store.observations()))
 
 
-def record_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> RunRecord:
-    """Read everything of an open store but its observations, which somebody has read already."""
+def record_of(store: StoreReader, *, trials: tuple[TrialRow, ...], observations: tuple[Observation, ...]) -> RunRecord:
+    """Read the rest of an open store.
+
+    Args:
+        store: whose run it is.
+        trials: as somebody has read them already; where some are left out, so they are from the plans.
+        observations: likewise.
+    """
     fit, recommendation = store.last_fit(), store.recommendation()
     return RunRecord(
         run_directory=store.run_directory,
@@ -84,9 +91,9 @@ def record_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> R
         corpus_id=store.meta("corpus_id"),
         corpus=store.corpus(),
         metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
-        trials=tuple(store.trials()),
+        trials=trials,
         observations=observations,
-        plans=tuple(store.plans()),
+        plans=tuple(_plans(store, trials)),
         agents=tuple(store.agents()),
         attempts=tuple(store.attempts()),
         canaries=tuple(store.canaries()),
@@ -98,9 +105,17 @@ def record_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> R
     )
 
 
+def _plans(store: StoreReader, trials: Iterable[TrialRow]) -> Iterator[Plan]:
+    by_id = {trial.trial_id: trial for trial in trials}
+    for decision in store.decisions("plan"):
+        known = (by_id[trial_id] for trial_id in decision.record["trial_ids"] if trial_id in by_id)
+        planned, notes = tuple(trial.planned for trial in known), tuple(decision.record["notes"])
+        yield Plan(stage=decision.stage, trials=planned, notes=notes)
+
+
 def is_simulated(store: StoreReader) -> bool:
-    """Whether the run's fleet or its engine is a simulation."""
-    return store.meta("simulated") == "1" or store.study().serving.recipe.engine == "fake"
+    """Whether the run's fleet is a simulation, so that its losses are too. The engine `fake` simulates rates alone."""
+    return store.meta("simulated") == "1"
 
 
 def _number(text: str | None) -> float | None:

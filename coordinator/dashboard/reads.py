@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.database import Value
+from coordinator.events import Fitted, event_of
 from coordinator.store import StoreReader
 from coordinator.store_rows import AttemptRow, CanaryRow, TrialRow
 from scaling.observations import Observation, ObservationAdapter
@@ -134,6 +135,15 @@ class PageReader(StoreReader):
             Ending(seq=seq, epoch=epoch, unix=unix, observation=ObservationAdapter.validate_json(record))
             for seq, _, epoch, _, record, unix in reversed(rows)
         ]
+
+    def newest_fit(self) -> Fitted | None:
+        """The newest fit in short."""
+        events = (event_of("fits", row) for row in self._rows("fits", "ORDER BY seq DESC LIMIT 1"))
+        return next((event for event in events if isinstance(event, Fitted)), None)
+
+    def num_retries(self) -> int:
+        """Leases beyond the first of their trial."""
+        return self._database.number("SELECT coalesce(sum(max(0, attempts - 1)), 0) FROM trials")
 
     # Canaries
 

@@ -9,7 +9,8 @@ from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.quantity import Interval, NotMeasured, Quantity
 
-AmountKind = Literal["measured", "predicted", "not measured"]
+AmountKind = Literal["measured", "predicted", "simulated", "not measured"]
+"""Simulated is what a simulated fleet or the engine `fake` reports in place of a measurement."""
 Health = Literal["ok", "warning", "problem", "unknown"]
 
 
@@ -29,12 +30,13 @@ class Page(Value):
 
 def page_facts(store: StoreReader, *, now_unix: float) -> dict[str, Any]:
     """The fields of `Page`."""
+    study = store.study()
     return {
         "run": store.run_directory.resolve().name,
-        "study": store.study().name,
+        "study": study.name,
         "seq": store.last_seq(),
         "unix": now_unix,
-        "simulated": is_simulated(store),
+        "simulated": is_simulated(store) or study.serving.recipe.engine == "fake",
     }
 
 
@@ -86,13 +88,13 @@ class Shape(Value):
     head_dim: int
 
 
-def amount(quantity: Quantity, *, signed: bool = False) -> Amount:
-    """A quantity as numbers and as words; `signed` writes a plus sign."""
+def amount(quantity: Quantity, *, signed: bool = False, simulated: bool = False) -> Amount:
+    """A quantity as numbers and as words; `signed` writes a plus sign, `simulated` tells who has measured it."""
     words = shown(quantity, signed=signed)
     number = None if isinstance(quantity, NotMeasured) else quantity
     interval: Interval | None = None if number is None else number.interval
     return Amount(
-        kind=words.kind,
+        kind="simulated" if simulated and words.kind == "measured" else words.kind,
         value=None if number is None else number.value,
         unit="" if number is None else number.unit,
         low=None if interval is None else interval.low,

@@ -1,6 +1,7 @@
 """Trial: one trial with its assignment, its attempts over time, its raw numbers, and what went wrong."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of
@@ -10,6 +11,7 @@ from coordinator.dashboard.reads import Ending, PageReader
 from coordinator.figures.figure import Figure
 from coordinator.figures.formats import NATS
 from coordinator.forecast import describe
+from coordinator.record import is_simulated
 from coordinator.store_rows import AttemptRow
 from hwprofiles.value import Value
 from scaling.observations import INVALIDATING_FLAGS, Failure, ServingObservation, TrainingObservation
@@ -186,8 +188,8 @@ def read_trial(store: PageReader, trial_id: str, *, now_unix: float) -> TrialPag
         attempts=tuple(_attempt(one) for one in attempts),
         failures=tuple(_failures(endings)),
         provenance=None if result is None else _provenance(result.provenance),
-        training=_training(result) if isinstance(result, TrainingObservation) else None,
-        serving=_serving(result) if isinstance(result, ServingObservation) else None,
+        training=_training(result, simulated=is_simulated(store)) if isinstance(result, TrainingObservation) else None,
+        serving=_serving(result, simulated=is_simulated(store)) if isinstance(result, ServingObservation) else None,
         no_numbers_because="" if result is not None else _why_none(line),
         figures=tuple(_figures(attempts, result, now_unix)),
         previous_id=store.trial_id_at(row.position - 1),
@@ -227,11 +229,11 @@ def _provenance(made: MadeBy) -> Provenance:
     return Provenance(**made.model_dump())
 
 
-def _training(run: TrainingObservation) -> TrainingNumbers:
+def _training(run: TrainingObservation, *, simulated: bool) -> TrainingNumbers:
     half = NORMAL_90 * run.loss_standard_error
     interval = Interval(low=run.loss - half, high=run.loss + half, level=0.9, method="normal, over held-out windows")
     return TrainingNumbers(
-        loss=amount(Measured(value=run.loss, unit=NATS, interval=interval, num_samples=1)),
+        loss=amount(Measured(value=run.loss, unit=NATS, interval=interval, num_samples=1), simulated=simulated),
         num_tokens=run.num_tokens,
         inherited_tokens=run.inherited_tokens,
         tokens_per_second=amount(
@@ -240,7 +242,8 @@ def _training(run: TrainingObservation) -> TrainingNumbers:
                 unit="tokens/s",
                 no_interval_because="the run's tokens over its training time: one number",
                 num_samples=1,
-            )
+            ),
+            simulated=simulated,
         ),
         train_seconds=run.train_seconds,
         num_resumes=run.num_resumes,
@@ -259,7 +262,8 @@ def _training(run: TrainingObservation) -> TrainingNumbers:
     )
 
 
-def _serving(run: ServingObservation) -> ServingNumbers:
+def _serving(run: ServingObservation, *, simulated: bool) -> ServingNumbers:
+    told = partial(amount, simulated=simulated or run.recipe.engine == "fake")
     return ServingNumbers(
         engine=run.recipe.engine,
         engine_version=run.engine_version,
@@ -268,16 +272,15 @@ def _serving(run: ServingObservation) -> ServingNumbers:
         input_tokens=run.workload.input_tokens,
         output_tokens=run.workload.output_tokens,
         repeats=tuple(RepeatLine(**repeat.model_dump()) for repeat in run.repeats),
-        output_tokens_per_second=amount(run.output_tokens_per_second),
-        total_tokens_per_second=amount(run.total_tokens_per_second),
+        output_tokens_per_second=told(run.output_tokens_per_second),
+        total_tokens_per_second=told(run.total_tokens_per_second),
         coefficient_of_variation=run.coefficient_of_variation,
-        mean_running_sequences=amount(run.mean_running_sequences),
-        joules_per_output_token=amount(run.joules_per_output_token),
+        mean_running_sequences=told(run.mean_running_sequences),
+        joules_per_output_token=told(run.joules_per_output_token),
         latencies=tuple(
-            LatencyLine(name=one.name, p50=amount(one.p50), p90=amount(one.p90), p99=amount(one.p99))
-            for one in run.latencies
+            LatencyLine(name=one.name, p50=told(one.p50), p90=told(one.p90), p99=told(one.p99)) for one in run.latencies
         ),
-        kv_cache_tokens=amount(run.kv_cache_tokens),
+        kv_cache_tokens=told(run.kv_cache_tokens),
         num_preemptions=run.num_preemptions,
         flags=run.flags,
         is_valid=not INVALIDATING_FLAGS & set(run.flags),
