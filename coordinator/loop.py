@@ -100,6 +100,8 @@ class Coordinator:
     refit_share: float = REFIT_SHARE
     lease_seconds: float = LEASE_SECONDS
     vitals: Vitals = field(default_factory=Vitals)
+    on_turn: Callable[[], None] = lambda: None
+    """Called at every turn, and while agents are awaited: the loop is alive."""
     _study: StudySpec = field(init=False)
     _dispatch: Dispatch = field(init=False)
     _evidence: Evidence = field(init=False)
@@ -134,13 +136,15 @@ class Coordinator:
                 pass
         finally:
             self.end()
-        self.store.set_meta("state", "finished" if finished else "interrupted")
+        if finished:
+            self.store.set_meta("state", "finished")
         return finished
 
     def begin(self) -> None:
         """Take up the run as the store has it, bring the agents up and price them."""
         self._study = self.store.study()
         self._recover()
+        self.vitals.is_ready = True
         self.view.note("starting the agents")
         self.fleet.start()
         self._fleet_started = self.monotonic()
@@ -150,6 +154,7 @@ class Coordinator:
 
     def turn(self) -> bool:
         """Plan what is due, then take, decide, commit and act once. True when the study is finished."""
+        self.on_turn()
         if self._stalled_since is not None and not self._commit():
             self.sleep(POLL_SECONDS)
             return False
@@ -163,13 +168,14 @@ class Coordinator:
         return False
 
     def end(self) -> None:
-        """Stop the fleet and leave the store as the next start expects it."""
+        """Stop the fleet and leave the store as the next start expects it: interrupted, whatever was the reason."""
         self.fleet.stop()
         self._roster.settle(lambda _: "lost")
         with suppress(DatabaseError), self.store.transaction():  # the next start marks them too
             for row in self._roster.rows.values():
                 self.store.upsert_agent(row)
             self.store.set_meta("wall_seconds", repr(self._elapsed_seconds()))
+            self.store.set_meta("state", "interrupted")
             self.vitals.write(self.store)
 
     # Beginning
@@ -224,6 +230,7 @@ class Coordinator:
         """All agents join before the probe, so that its price includes their crowding one another."""
         deadline = self._fleet_started + JOIN_SECONDS
         while self._num_settled() < self._num_wanted() and self.monotonic() < deadline and not self.stop_requested():
+            self.on_turn()
             self._listen()
         self._require_agents()
 

@@ -24,7 +24,17 @@ def _taken_up(run_directory: Path) -> float:
 
 
 def unfinished_run(runs: Path, study_name: str) -> Path | None:
-    """The last run of this study that did not finish, or None.
+    """The last run of this study, if it did not finish; else None.
+
+    Raises:
+        StoreError: the last run of this name cannot be read (made by a newer version, say).
+    """
+    last = last_run(runs, study_name)
+    return None if last is None or last[1] == "finished" else last[0]
+
+
+def last_run(runs: Path, study_name: str) -> tuple[Path, str | None] | None:
+    """The last run of this study, and its state; or None.
 
     Raises:
         StoreError: the last run of this name cannot be read (made by a newer version, say).
@@ -34,7 +44,7 @@ def unfinished_run(runs: Path, study_name: str) -> Path | None:
             continue
         with StoreReader.open(path) as store:
             if store.study().name == study_name:
-                return None if store.meta("state") == "finished" else path
+                return path, store.meta("state")
     return None
 
 

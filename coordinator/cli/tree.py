@@ -12,8 +12,21 @@ from coordinator.cli.guard import guard
 from coordinator.cli.hw import hw
 from coordinator.cli.run import run
 from coordinator.cli.runs import backup, report, status
+from coordinator.cli.serve import serve
 from coordinator.cli.simulate import simulate
+from coordinator.cli.token import token
 from coordinator.cli.train import compare, score, train
+
+
+_HELP = """Find language-model architectures that are as accurate as a baseline and faster to serve, on your hardware.
+
+\b
+Exit status:
+    0  done
+    1  done, and the answer is bad news: the command's help says which
+    2  something was given that cannot be used: one message says what to type instead
+  130  stopped by Ctrl-C: the same command goes on
+"""
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -24,7 +37,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
         ctx.exit()
 
 
-@group(epilog="  archfleet run\n  archfleet status\n  archfleet fit runs.csv --law chinchilla")
+@group(help=_HELP, epilog="  archfleet run\n  archfleet status\n  archfleet fit runs.csv --law chinchilla")
 @click.option(
     "--version",
     is_flag=True,
@@ -34,11 +47,12 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
     help="Which archfleet this is.",
 )
 def main() -> None:
-    """Find language-model architectures that are as accurate as a baseline and faster to serve, on your hardware."""
+    """All commands under one name."""
 
 
 for command in (
     run,
+    serve,
     guard,
     status,
     report,
@@ -53,6 +67,7 @@ for command in (
     predict,
     hw,
     data,
+    token,
     doctor,
     completion,
 ):
