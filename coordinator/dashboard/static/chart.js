@@ -144,17 +144,23 @@ export class Chart {
       font: FONT,
       labelFont: FONT,
       stroke: () => this.colours.soft,
-      size: isX ? 34 : (plot, labels) => this.#labelWidth(plot, labels),
+      size: isX ? 28 : (plot, labels) => this.#labelWidth(plot, labels),
       label: isX ? titleOf(axis) : undefined,
-      labelSize: isX ? 20 : 0,
-      labelGap: 2,
+      labelSize: isX ? 18 : 0,
+      labelGap: 0,
       gap: 6,
       grid: { show: !(isLanes && !isX), stroke: () => this.colours.hair, width: 1 },
       ticks: { show: false },
       border: { show: isX, stroke: () => this.colours.soft, width: 1 },
-      splits: (plot, _, low, high) => ticks(axis, low, high, Math.max(2, Math.floor(room(plot)))),
+      splits: (plot, _, low, high) => axis.ticks?.length ? axis.ticks.filter((tick) => tick >= low && tick <= high) : ticks(axis, low, high, { wanted: Math.max(2, Math.floor(room(plot))), isWhole: this.#isWhole(name) }),
+      filter: (plot, places) => places, // uPlot would leave out what is not a power of ten
       values: (plot, places) => this.#shortened(plot, tickLabels(axis, places), isX),
     };
+  }
+
+  /** Whether an axis counts things: it then has no ticks between whole numbers. */
+  #isWhole(name) {
+    return this.figure.series.every((series) => series[name].every(Number.isInteger));
   }
 
   #labelWidth(plot, labels) {
@@ -192,7 +198,14 @@ export class Chart {
     ctx.rect(bbox.left, bbox.top - 2, bbox.width + 2, bbox.height + 4);
     ctx.clip();
     for (const guide of this.figure.guides) paintGuide(ctx, guide, place, bbox);
-    for (const series of this.#shown()) paintSeries(ctx, series, place);
+    for (const series of this.#shown()) if (!lookOf(series).isPoints) paintSeries(ctx, series, place);
+    ctx.restore();
+    ctx.save();
+    ctx.beginPath();
+    const edge = 7 * place.ratio; // a point on the edge is whole
+    ctx.rect(bbox.left - edge, bbox.top - edge, bbox.width + 2 * edge, bbox.height + 2 * edge);
+    ctx.clip();
+    for (const series of this.#shown()) if (lookOf(series).isPoints) paintSeries(ctx, series, place);
     ctx.restore();
     this.#paintLabels(ctx, place, bbox);
   }
@@ -203,14 +216,18 @@ export class Chart {
 
   /** Names beside points, where there is room for them. */
   #paintLabels(ctx, place, bbox) {
-    const taken = [];
+    const taken = this.#shown().flatMap((series) => (lookOf(series).isPoints ? series.x.map((x, i) => around(place.x(x), place.y(series.y[i]), 5 * place.ratio)) : []));
     ctx.save();
     ctx.font = FONT.replace(/^[\d.]+/, (size) => String(Number(size) * place.ratio));
     ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
     ctx.fillStyle = place.colours.ink;
+    ctx.strokeStyle = place.colours.card;
+    ctx.lineWidth = 3 * place.ratio;
+    ctx.lineJoin = "round";
     for (const series of this.#shown()) {
       if (!series.show_labels) continue;
-      series.labels.forEach((label, i) => this.#paintLabel(ctx, label, place.x(series.x[i]), place.y(series.y[i]), { bbox, taken, place }));
+      series.labels.forEach((label, i) => this.#paintLabel(ctx, label.split(":")[0], place.x(series.x[i]), place.y(series.y[i]), { bbox, taken, place }));
     }
     ctx.restore();
   }
@@ -219,21 +236,23 @@ export class Chart {
     const width = ctx.measureText(label).width;
     const height = 14 * place.ratio;
     const gap = 9 * place.ratio;
+    const [near, far] = [0.7 * gap, x - 0.7 * gap - width];
     const tries = [
-      [x + gap, y],
-      [x - gap - width, y],
-      [x - width / 2, y - 1.5 * gap],
-      [x - width / 2, y + 1.5 * gap],
+      [x + near, y - gap],
+      [far, y - gap],
+      [x + near, y + gap],
+      [far, y + gap],
+      [x + 1.2 * gap, y],
+      [x - 1.2 * gap - width, y],
     ];
     const free = ([left, middle]) => {
       const box = [left, middle - height / 2, left + width, middle + height / 2];
       const isIn = box[0] >= bbox.left && box[2] <= bbox.left + bbox.width + 12 * place.ratio && box[1] >= bbox.top && box[3] <= bbox.top + bbox.height;
       return isIn && taken.every((one) => box[2] < one[0] || box[0] > one[2] || box[3] < one[1] || box[1] > one[3]);
     };
-    const found = tries.find(free);
-    if (!found) return;
-    const [left, middle] = found;
+    const [left, middle] = tries.find(free) ?? tries[0];
     taken.push([left, middle - height / 2, left + width, middle + height / 2]);
+    ctx.strokeText(label, left, middle); // an edge of the card's colour over what lies below
     ctx.fillText(label, left, middle);
   }
 
@@ -376,6 +395,11 @@ export class Chart {
     this.#point({ series: next, index: order[rank] });
     this.say(spoken(describe(this.figure, next, order[rank])));
   }
+}
+
+/** The box about a point. */
+function around(x, y, reach) {
+  return [x - reach, y - reach, x + reach, y + reach];
 }
 
 /** An axis with its unit. */

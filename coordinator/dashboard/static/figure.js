@@ -83,7 +83,7 @@ export class FigureCard {
   #legend() {
     const named = this.figure.series.filter((series) => series.name);
     const guides = this.figure.guides.filter((guide) => guide.name);
-    const groups = ["measured", "predicted", ""].map((kind) => [kind, named.filter((series) => series.kind === kind)]);
+    const groups = ["measured", "simulated", "predicted", ""].map((kind) => [kind, named.filter((series) => series.kind === kind)]);
     const items = groups
       .filter(([kind, all]) => all.length || (kind === "" && guides.length))
       .map(([kind, all]) =>
@@ -93,6 +93,8 @@ export class FigureCard {
           kind === "" ? guides.map((guide) => h("span.legend-item", { class: `c-${guide.colour}` }, guideGlyph(guide), h("span", guide.name))) : null,
         ]),
       );
+    const labels = this.figure.series.filter((series) => series.show_labels).flatMap((series) => series.labels.filter((label) => label.includes(":")));
+    if (labels.length) items.push(h("li.legend-labels", [...new Set(labels)].map((label) => h("span", label))));
     this.legend.replaceChildren(...items);
   }
 

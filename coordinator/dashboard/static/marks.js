@@ -8,7 +8,7 @@ export const COLOURS = [
   ...["validation", "serving", "card"],
 ];
 const HOLLOW = { dot: "ring", diamond: "hollow-diamond" };
-const POINTS = new Set(["dot", "ring", "cross", "diamond", "hollow-diamond"]);
+const POINTS = new Set(["dot", "ring", "cross", "diamond", "hollow-diamond", "bar"]);
 const SIZE = 4.2; // radius of a point, CSS px
 const MAX_CURVE_BARS = 24; // a curve of few points shows its intervals as bars
 
@@ -120,6 +120,7 @@ function paintLine(ctx, series, place, look) {
 
 function paintPoints(ctx, series, place, look) {
   paintIntervals(ctx, series, place, look);
+  if (look.mark === "bar") return; // an interval alone
   ctx.setLineDash([]);
   for (let i = 0; i < series.x.length; i += 1) {
     const x = place.x(series.x[i]);
@@ -247,6 +248,7 @@ export function glyph(series) {
       isDashed
         ? s("rect", { x: 2, y: 2, width: 22, height: 8, rx: 2, "stroke-width": 1.3, "stroke-dasharray": "4 2" })
         : s("rect", { x: 1, y: 1.5, width: 24, height: 9, rx: 2, fill: "currentColor", stroke: "none" }),
+    bar: () => s("path", { d: "M3 6h20M3 3v6M23 3v6", "stroke-width": 1.6 }),
     stripe: () => s("rect", { x: 8, y: 0, width: 10, height: 12, fill: "currentColor", "fill-opacity": 0.2, stroke: "none" }),
   };
   return s("svg.glyph", { viewBox: "0 0 26 12", fill: "none", stroke: "currentColor", "aria-hidden": "true" }, [

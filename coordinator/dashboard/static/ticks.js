@@ -48,12 +48,12 @@ function extent(values) {
 
 /**
  * Round places between two limits.
- * @param {number} wanted about how many there is room for
+ * @param {object} choice `wanted`: about how many there is room for; `isWhole`: none between whole numbers
  */
-export function ticks(axis, low, high, wanted) {
+export function ticks(axis, low, high, { wanted, isWhole = false }) {
   if (axis.categories.length) return categoryTicks(axis.categories.length, low, high, wanted);
   if (axis.scale === "log" && low > 0) return logTicks(low, high, wanted);
-  return linearTicks(low, high, wanted);
+  return linearTicks(low, high, wanted, isWhole);
 }
 
 function categoryTicks(number, low, high, wanted) {
@@ -63,10 +63,11 @@ function categoryTicks(number, low, high, wanted) {
   );
 }
 
-function linearTicks(low, high, wanted) {
+function linearTicks(low, high, wanted, isWhole = false) {
   const rough = (high - low) / Math.max(2, wanted);
   const decade = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((one) => one * decade).find((one) => one >= rough * 0.999);
+  const round = [1, 2, 2.5, 5, 10].map((one) => one * decade).find((one) => one >= rough * 0.999 && !(isWhole && one % 1));
+  const step = round ?? 1;
   const found = [];
   for (let place = Math.ceil(low / step - 1e-9); place * step <= high * (1 + 1e-12) + 1e-12 * step; place += 1) {
     found.push(Number((place * step).toPrecision(12)));
