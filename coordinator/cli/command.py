@@ -1,5 +1,6 @@
 """A command of `archfleet`: its examples, its endings, and the options that several share."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,10 @@ run_argument = click.argument("run", required=False, shell_complete=_runs_that_b
 class Command(click.Command):
     """A command whose examples are printed as they are written."""
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Its first sentence, whole."""
+        return _first_sentence(self)
+
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the examples."""
         _print_examples(self, formatter)
@@ -44,6 +49,14 @@ class Group(click.Group):
     """A group of commands; a user's mistake in any of them ends with one message and exit status 2."""
 
     command_class = Command
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """In the order in which they were written: from the whole to the parts."""
+        return list(self.commands)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Its first sentence, whole."""
+        return _first_sentence(self)
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the examples."""
@@ -69,6 +82,11 @@ def command(name: str | None = None, **settings: Any) -> Callable[[Callable[...,
 def group(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Group]:
     """Make a function a group of commands; `epilog` holds its examples."""
     return click.group(name, cls=Group, **settings)
+
+
+def _first_sentence(command: click.Command) -> str:
+    words = " ".join((command.help or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=[.]) (?=[A-Z])", words)[0]
 
 
 def _print_examples(command: click.Command, formatter: click.HelpFormatter) -> None:

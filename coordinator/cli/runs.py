@@ -37,18 +37,26 @@ def report(run: str | None, runs: Path) -> None:
         console.print(str(path), markup=False, soft_wrap=True)
 
 
-@command(epilog="  archfleet backup\n  archfleet backup laptop-20260101-120000 /mnt/backups")
+@command(
+    epilog="  archfleet backup\n  archfleet backup laptop-20260101-120000 /mnt/backups\n"
+    "  archfleet backup --json | jq -r .path"
+)
 @run_argument
 @click.argument("destination", type=click.Path(path_type=Path), required=False)
 @runs_option
-def backup(run: str | None, destination: Path | None, runs: Path) -> None:
+@json_option
+def backup(run: str | None, destination: Path | None, runs: Path, as_json: bool) -> None:
     """Copy a run's store while it runs (default: the last run, into its backups/), and check the copy."""
+    from dataclasses import asdict
     from time import time
 
     from coordinator.backup import back_up
     from coordinator.runs import find_run
 
     made = back_up(find_run(run, runs), destination, now_unix=time())
+    if as_json:
+        print_json({"schema_version": 1, **asdict(made), "path": str(made.path)})
+        return
     console.print(
         f"{made.path}: {made.num_bytes:,} bytes, {made.num_trials} trials, {made.num_observations} observations, "
         "opened and checked",
