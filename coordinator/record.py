@@ -1,7 +1,7 @@
 """RunRecord: all that a store knows about one run, as values. Status, report, figures and outputs are made from it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,23 @@ def record_of(store: StoreReader, *, trials: tuple[TrialRow, ...], observations:
 
     Args:
         store: whose run it is.
-        trials: as somebody has read them already; where some are left out, so they are from the plans.
+        trials: as somebody has read them already.
         observations: likewise.
     """
-    fit, recommendation = store.last_fit(), store.recommendation()
+    fit = store.last_fit()
+    return replace(
+        outline_of(store, observations=observations),
+        trials=trials,
+        plans=tuple(_plans(store, trials)),
+        attempts=tuple(store.attempts()),
+        fits=tuple(store.fits()),
+        analysis=None if fit is None else Analysis.from_json(fit.record),
+    )
+
+
+def outline_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> RunRecord:
+    """The run without its trials, leases and fits: read at once, however many there are."""
+    recommendation = store.recommendation()
     return RunRecord(
         run_directory=store.run_directory,
         study=store.study(),
@@ -91,15 +104,15 @@ def record_of(store: StoreReader, *, trials: tuple[TrialRow, ...], observations:
         corpus_id=store.meta("corpus_id"),
         corpus=store.corpus(),
         metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
-        trials=trials,
+        trials=(),
         observations=observations,
-        plans=tuple(_plans(store, trials)),
+        plans=(),
         agents=tuple(store.agents()),
-        attempts=tuple(store.attempts()),
+        attempts=(),
         canaries=tuple(store.canaries()),
-        fits=tuple(store.fits()),
-        num_rejections=len(store.rejections()),
-        analysis=None if fit is None else Analysis.from_json(fit.record),
+        fits=(),
+        num_rejections=sum(store.rejection_counts().values()),
+        analysis=None,
         recommendation=None if recommendation is None else Recommendation.model_validate(recommendation),
         is_simulated=is_simulated(store),
     )

@@ -51,6 +51,12 @@ class PageReader(StoreReader):
             if self._database.is_in_transaction:
                 self._database.execute("ROLLBACK")
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether an older store is read, from a migrated copy in memory that no longer follows it."""
+        (name,) = self._database.rows("SELECT file FROM pragma_database_list WHERE name = 'main'")
+        return name == ("",)
+
     # Trials
 
     def num_trials(self, *, state: str | None = None, phase: str | None = None) -> int:
@@ -82,6 +88,13 @@ class PageReader(StoreReader):
             (num,),
         )
         return self.trials_at([position for (position,) in reversed(found)])
+
+    def trials_of_stages(self, *stages: str) -> list[TrialRow]:
+        """The trials of some stages, in planned order."""
+        found = self._database.rows(
+            f"SELECT position FROM trials WHERE stage IN ({_places(stages)}) ORDER BY position", stages
+        )
+        return self.trials_at([position for (position,) in found])
 
     def unfinished_positions(self) -> list[int]:
         """Positions of the queued and running trials, in planned order."""

@@ -1,10 +1,40 @@
 """Recommendation: what to build for each hardware, why, on what evidence, how sure, and what would change it most."""
 
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from coordinator.dashboard.pages.page import Amount, Page, Shape
-from coordinator.dashboard.pages.study import FigureEntry
+from coordinator.analysis import Analysis
+from coordinator.budget import Speed
+from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of
+from coordinator.dashboard.pages.study import FigureEntry, figure_entry, heldout_error, read_caveats
+from coordinator.dashboard.reads import PageReader, Result
+from coordinator.extra_run import ExtraRun as FoundRun
+from coordinator.extra_run import extra_run
+from coordinator.figures.catalogue import entries
+from coordinator.figures.formats import NATS, plural
+from coordinator.forecast import NUM_TIMED, slowdown
+from coordinator.outputs import named_shapes
+from coordinator.recommendation import HardwareAnswer, Recommendation
+from coordinator.record import RunRecord
+from coordinator.speedup import Speedup, speedup
 from hwprofiles.value import Value
+from scaling.architecture import Architecture
+from scaling.quantity import Measured, NotMeasured
+from scaling.recommend import RecommendedShape
+
+_LOSS_WORDS = {
+    "better": "lower loss than the baseline",
+    "tie": "a tie with the baseline in loss",
+    "worse": "higher loss than the baseline",
+    None: "loss not compared",
+}
+_SPEED_WORDS = {
+    "faster": "faster than the baseline",
+    "slower": "slower than the baseline",
+    "a tie": "a tie in speed",
+    "not compared": "speed not compared",
+}
 
 
 class Comparison(Value):
@@ -48,10 +78,9 @@ class EvidenceRun(Value):
 class ExtraRun(Value):
     """The one run that would most likely change an answer, and its price. All predicted."""
 
-    shape: Shape | None
-    """A legal shape there."""
-    config: dict[str, Any] | None
-    """Its config.json."""
+    shape: Shape
+    config: dict[str, Any]
+    """config.json of the shape."""
     x: float
     r: float
     num_parameters: float
@@ -60,6 +89,8 @@ class ExtraRun(Value):
     """That the answer is another one after it."""
     price: Amount
     """Accelerator-seconds."""
+    is_worth_it: bool
+    """Whether that probability is at least 1 %."""
     sentence: str
 
 
@@ -71,9 +102,14 @@ class Answer(Value):
     dtype: str
     role: str
     """surefire or panda."""
+    stands: bool
+    """False where the proposed shape was trained at the target and lost to the baseline: keep the baseline."""
     is_baseline: bool
-    """Whether the baseline itself is recommended."""
+    """Whether the baseline itself was proposed."""
+    headline: str
+    """What to build, in a few words."""
     recommended: Shape
+    """The proposed shape, whether or not it stands."""
     baseline: Shape
     sentence: str
     verdicts: tuple[str, ...]
@@ -92,7 +128,7 @@ class Answer(Value):
     config_name: str
     """For `/api/configs/{name}`."""
     config: dict[str, Any]
-    """config.json of the recommended architecture."""
+    """config.json of what is to be built: the baseline's where the proposal does not stand."""
 
 
 class ConfigEntry(Value):
@@ -128,3 +164,274 @@ class RecommendationPage(Page):
     caveats: tuple[str, ...]
     configs: tuple[ConfigEntry, ...]
     figures: tuple[FigureEntry, ...]
+
+
+def read_recommendation(
+    store: PageReader, *, analysis: Analysis | None, record: RunRecord, now_unix: float
+) -> RecommendationPage:
+    """The answers as they are now.
+
+    Args:
+        store: within a snapshot.
+        analysis: the newest fit.
+        record: the run in outline, with its benchmarks.
+        now_unix: of the answer.
+    """
+    told = record.recommendation
+    figures = tuple(figure_entry(entry) for entry in entries(record) if entry.page == "recommendation")
+    shapes = configs_of(record)
+    return RecommendationPage(
+        **page_facts(store, now_unix=now_unix),
+        answers=() if told is None else tuple(_answers(store, told, analysis, record, shapes)),
+        no_answer_because="" if told is not None else _why_none(store, record, analysis),
+        made_unix=None if told is None else told.made_unix,
+        agreement="" if told is None else told.agreement,
+        heldout_error=heldout_error(told),
+        predictions=() if told is None else tuple(_predictions(told)),
+        caveats=tuple(read_caveats(store)),
+        configs=tuple(ConfigEntry(name=name, label=shape.label) for name, shape in shapes.items()),
+        figures=figures,
+    )
+
+
+def configs_of(record: RunRecord) -> Mapping[str, Architecture]:
+    """The architectures that have a config.json, by name; none before there is an answer."""
+    return {} if record.recommendation is None else named_shapes(record)
+
+
+def _why_none(store: PageReader, record: RunRecord, analysis: Analysis | None) -> str:
+    counts = store.counts()
+    ended = sum(one.num for one in counts if one.state in ("succeeded", "failed"))
+    total = sum(one.num for one in counts)
+    if record.state != "finished":
+        return f"The run is {record.state}, {ended} of {plural(total, 'planned trial')} ended; the answer comes last."
+    if analysis is None:
+        return "No loss at the fit's size was measured, so nothing was fitted."
+    if analysis.law_fit.law is None:
+        return f"No law was fitted. {' '.join(analysis.law_fit.messages)}"
+    return "The run finished without one."
+
+
+def _answers(
+    store: PageReader,
+    told: Recommendation,
+    analysis: Analysis | None,
+    record: RunRecord,
+    shapes: Mapping[str, Architecture],
+) -> Iterator[Answer]:
+    for answer in told.answers:
+        suffix = f"-{answer.hardware}" if len(told.answers) > 1 else ""
+        name = f"recommended{suffix}"
+        ratio = speedup(answer, told.baseline, record.serving.values())
+        extra = _extra(store, answer, analysis, record)
+        found = extra if isinstance(extra, FoundRun) else None
+        yield Answer(
+            hardware=answer.hardware,
+            engine=answer.engine,
+            dtype=answer.dtype,
+            role=answer.role,
+            stands=answer.stands,
+            is_baseline=answer.recommended == told.baseline,
+            headline=_headline(answer, told.baseline),
+            recommended=shape_of(answer.recommended),
+            baseline=shape_of(told.baseline),
+            sentence=answer.sentence(),
+            verdicts=tuple(_verdicts(answer, told.baseline, ratio)),
+            why=tuple(_why(answer)),
+            loss=_loss(answer, told, simulated=record.is_simulated),
+            throughput=_throughput(answer, ratio, simulated=_is_rate_simulated(answer, record)),
+            shapes=tuple(_shapes(answer, shapes, record)),
+            evidence=tuple(_evidence(store, answer, told, record)),
+            uncertainty=tuple(_uncertainty(answer, told, analysis)),
+            extra_run=None if found is None else _extra_line(found),
+            no_extra_run_because=extra.reason if isinstance(extra, NotMeasured) else "",
+            config_name=name,
+            config=shapes[name].to_hf_config(),
+        )
+
+
+def _headline(answer: HardwareAnswer, baseline: Architecture) -> str:
+    if not answer.stands:
+        return f"Keep the baseline, {baseline.label}"
+    if answer.recommended == baseline:
+        return f"The baseline itself, {baseline.label}"
+    return f"{answer.role.capitalize()} {answer.recommended.label}"
+
+
+def _verdicts(answer: HardwareAnswer, baseline: Architecture, ratio: Speedup) -> Iterator[str]:
+    if answer.recommended == baseline:
+        yield "the baseline itself"
+        return
+    if not answer.stands:
+        yield "failed its check: keep the baseline"
+    yield _LOSS_WORDS[answer.measured_verdict]
+    yield _SPEED_WORDS[ratio.verdict]
+
+
+def _why(answer: HardwareAnswer) -> Iterator[str]:
+    if not answer.stands:
+        yield (
+            f"{answer.recommended.label} was proposed by the law and trained at the target, where its loss came out "
+            "higher than the baseline's beyond the interval: the proposal is refuted."
+        )
+    yield from answer.answer.reasons
+    if answer.throughput_ranking is not None:
+        yield answer.throughput_ranking.sentence()
+
+
+def _loss(answer: HardwareAnswer, told: Recommendation, *, simulated: bool) -> Comparison:
+    """At the target. A recommended shape that is the baseline itself has one measurement for both."""
+    by_shape = {row.architecture: row.measured for row in told.held_out}
+    none = NotMeasured(reason="no finished run at the target")
+    of = partial(amount, simulated=simulated)
+    return Comparison(
+        title="Held-out loss at the target",
+        recommended=of(by_shape.get(answer.recommended, none)),
+        baseline=of(by_shape.get(told.baseline, none)),
+        comparison_name="difference",
+        comparison=of(answer.loss_difference, signed=True),
+        verdict=_LOSS_WORDS[answer.measured_verdict],
+    )
+
+
+def _throughput(answer: HardwareAnswer, ratio: Speedup, *, simulated: bool) -> Comparison:
+    of = partial(amount, simulated=simulated)
+    return Comparison(
+        title=f"Serving throughput on {answer.hardware}, output tokens/s",
+        recommended=of(answer.recommended_throughput),
+        baseline=of(answer.baseline_throughput),
+        comparison_name="ratio",
+        comparison=of(ratio.ratio),
+        verdict=_SPEED_WORDS[ratio.verdict],
+    )
+
+
+def _is_rate_simulated(answer: HardwareAnswer, record: RunRecord) -> bool:
+    return record.is_simulated or answer.engine == "fake"
+
+
+def _shapes(answer: HardwareAnswer, configs: Mapping[str, Architecture], record: RunRecord) -> Iterator[ShapeLine]:
+    """Named shapes before the rest of the front."""
+    names = {shape: name for name, shape in configs.items()}
+
+    def is_named(one: RecommendedShape) -> bool:
+        return bool(set(one.roles) - {"front"})
+
+    for one in sorted(answer.answer.shapes, key=is_named, reverse=True):
+        yield ShapeLine(
+            roles=one.roles,
+            shape=shape_of(one.architecture),
+            predicted_loss=amount(one.predicted_loss),
+            measured_loss=amount(one.measured_loss, simulated=record.is_simulated),
+            throughput=amount(one.throughput, simulated=_is_rate_simulated(answer, record)),
+            probability_within_limit=one.probability_within_limit,
+            config_name=names.get(one.architecture),
+        )
+
+
+def _evidence(
+    store: PageReader, answer: HardwareAnswer, told: Recommendation, record: RunRecord
+) -> Iterator[EvidenceRun]:
+    """The runs at the target, and the benchmarks of the two shapes."""
+    wanted = {answer.recommended, told.baseline}
+    for row in store.trials_of_stages("check", "verdict"):
+        shape = row.planned.assignment.architecture
+        if shape in wanted and row.phase == "train":
+            result = store.results_of([row.trial_id]).get(row.trial_id)
+            yield EvidenceRun(
+                trial_id=row.trial_id,
+                what="held-out loss",
+                shape=shape.label,
+                result=amount(_run_loss(result), simulated=record.is_simulated),
+            )
+    for one in record.serving.values():
+        if one.architecture in wanted and one.provenance.hardware == answer.hardware:
+            yield EvidenceRun(
+                trial_id=one.assignment_id,
+                what="throughput",
+                shape=one.architecture.label,
+                result=amount(one.output_tokens_per_second, simulated=_is_rate_simulated(answer, record)),
+            )
+
+
+def _run_loss(result: Result | None) -> Measured | NotMeasured:
+    if result is None or result.loss is None:
+        return NotMeasured(reason="it has not ended well")
+    return Measured(
+        value=result.loss,
+        unit=NATS,
+        no_interval_because="one run: its spread over seeds is told with the law",
+        num_samples=1,
+    )
+
+
+def _uncertainty(answer: HardwareAnswer, told: Recommendation, analysis: Analysis | None) -> Iterator[str]:
+    chance = next((one.probability_within_limit for one in answer.answer.shapes if _is(one, answer)), None)
+    if chance is not None:
+        yield f"Predicted chance that its loss is at most the baseline's: {chance:.0%}."
+    if isinstance(answer.loss_difference, NotMeasured):
+        yield f"The difference in loss was not measured: {answer.loss_difference.reason}."
+    elif answer.loss_difference.interval is not None:
+        difference = amount(answer.loss_difference, signed=True)
+        yield f"Measured difference in loss: {difference.text} {difference.unit}, {difference.interval}."
+    if analysis is not None and analysis.law_fit.residual_sd is not None:
+        yield f"One run spreads about the law by {analysis.law_fit.residual_sd:.4f} nats/token (sd)."
+    if told.heldout_error_ratio is not None:
+        yield f"The law missed held-out losses at the target by {told.heldout_error_ratio:.2%} (median)."
+    yield told.agreement
+
+
+def _is(shape: RecommendedShape, answer: HardwareAnswer) -> bool:
+    return shape.architecture == answer.recommended
+
+
+# The extra run
+
+
+def _extra(
+    store: PageReader, answer: HardwareAnswer, analysis: Analysis | None, record: RunRecord
+) -> FoundRun | NotMeasured:
+    if analysis is None:
+        return NotMeasured(reason="nothing was fitted")
+    told = store.meta("speed")
+    speed = None if told is None else Speed.model_validate_json(told)
+    slower = 1.0 if speed is None else slowdown(store.newest_trained(NUM_TIMED // 10), speed)
+    return extra_run(
+        record.study,
+        analysis,
+        answer,
+        record.observations,
+        speed=speed,
+        token_scale=record.token_scale or 1.0,
+        slowdown=slower,
+    )
+
+
+def _extra_line(found: FoundRun) -> ExtraRun:
+    run = found.run
+    return ExtraRun(
+        shape=shape_of(found.architecture),
+        config=found.architecture.to_hf_config(),
+        x=run.x,
+        r=run.r,
+        num_parameters=run.num_parameters,
+        num_tokens=run.num_tokens,
+        probability_of_change=run.probability_of_change,
+        price=amount(found.seconds),
+        is_worth_it=found.is_worth_it,
+        sentence=found.sentence(),
+    )
+
+
+def _predictions(told: Recommendation) -> Iterator[Prediction]:
+    for one in told.gpu_predictions:
+        roles = ["recommended"] if one.architecture in told.recommended else []
+        roles += ["baseline"] if one.architecture == told.baseline else []
+        yield Prediction(
+            hardware=one.hardware,
+            shape=one.architecture.label,
+            roles=", ".join(roles),
+            batch_size=one.workload.batch_size,
+            output_tokens_per_second=amount(one.output_tokens_per_second),
+            effective_batch=amount(one.effective_batch),
+        )
