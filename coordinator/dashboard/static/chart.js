@@ -3,7 +3,7 @@
 import uPlot from "./vendor/uPlot.esm.js";
 import { h } from "./dom.js";
 import { figure as number } from "./format.js";
-import { lookOf, paintGuide, paintSeries, resolveColours } from "./marks.js";
+import { lookOf, paintGuide, paintMarks, paintSeries, resolveColours } from "./marks.js";
 import { limits, tickLabels, ticks } from "./ticks.js";
 
 const REACH = 18; // how near the pointer must be, CSS px
@@ -85,7 +85,7 @@ export class Chart {
     if (this.zoom) return this.zoom;
     const { figure } = this;
     const values = { x: [], y: [] };
-    const ends = { x: [], y: [] };
+    const intervals = { x: [], y: [] };
     for (const series of figure.series) {
       const isBand = series.mark === "band";
       if (series.mark === "span") values.x.push(...series.x_interval.flat().filter(Number.isFinite));
@@ -93,13 +93,13 @@ export class Chart {
       if (!isBand) values.y.push(...series.y);
       for (const axis of ["x", "y"]) {
         // A band may leave the plot at its ends: runs and curve tell the limits.
-        if (!isBand) for (const interval of series[`${axis}_interval`]) if (interval) ends[axis].push(...interval);
+        if (!isBand) intervals[axis].push(...series[`${axis}_interval`].filter(Boolean));
       }
     }
     for (const guide of figure.guides) {
-      if (guide.axis !== "diagonal") ends[guide.axis].push(guide.low, guide.high);
+      if (guide.axis !== "diagonal") intervals[guide.axis].push([guide.low, guide.high]);
     }
-    return { x: limits(figure.x, values.x, ends.x), y: limits(figure.y, values.y, ends.y) };
+    return { x: limits(figure.x, values.x, intervals.x), y: limits(figure.y, values.y, intervals.y) };
   }
 
   #height() {
@@ -198,14 +198,14 @@ export class Chart {
     ctx.rect(bbox.left, bbox.top - 2, bbox.width + 2, bbox.height + 4);
     ctx.clip();
     for (const guide of this.figure.guides) paintGuide(ctx, guide, place, bbox);
-    for (const series of this.#shown()) if (!lookOf(series).isPoints) paintSeries(ctx, series, place);
+    for (const series of this.#shown()) paintSeries(ctx, series, place);
     ctx.restore();
     ctx.save();
     ctx.beginPath();
-    const edge = 7 * place.ratio; // a point on the edge is whole
+    const edge = 7 * place.ratio;
     ctx.rect(bbox.left - edge, bbox.top - edge, bbox.width + 2 * edge, bbox.height + 2 * edge);
     ctx.clip();
-    for (const series of this.#shown()) if (lookOf(series).isPoints) paintSeries(ctx, series, place);
+    for (const series of this.#shown()) paintMarks(ctx, series, place);
     ctx.restore();
     this.#paintLabels(ctx, place, bbox);
   }
@@ -245,12 +245,14 @@ export class Chart {
       [x + 1.2 * gap, y],
       [x - 1.2 * gap - width, y],
     ];
-    const free = ([left, middle]) => {
+    const right = bbox.left + bbox.width + 12 * place.ratio;
+    const isIn = ([left, middle]) => left >= bbox.left && left + width <= right && middle - height / 2 >= bbox.top && middle + height / 2 <= bbox.top + bbox.height;
+    const isFree = ([left, middle]) => {
       const box = [left, middle - height / 2, left + width, middle + height / 2];
-      const isIn = box[0] >= bbox.left && box[2] <= bbox.left + bbox.width + 12 * place.ratio && box[1] >= bbox.top && box[3] <= bbox.top + bbox.height;
-      return isIn && taken.every((one) => box[2] < one[0] || box[0] > one[2] || box[3] < one[1] || box[1] > one[3]);
+      return taken.every((one) => box[2] < one[0] || box[0] > one[2] || box[3] < one[1] || box[1] > one[3]);
     };
-    const [left, middle] = tries.find(free) ?? tries[0];
+    const inside = tries.filter(isIn);
+    const [left, middle] = inside.find(isFree) ?? inside[0] ?? [Math.min(x + near, right - width), y - gap];
     taken.push([left, middle - height / 2, left + width, middle + height / 2]);
     ctx.strokeText(label, left, middle); // an edge of the card's colour over what lies below
     ctx.fillText(label, left, middle);

@@ -3,25 +3,22 @@
 import { count, figure, percent, plural, trimmed, words } from "./format.js";
 
 const SENTENCES = {
-  planned: (fact) => `Stage ${fact.subject} was planned: ${plural(fact.num_trials, "trial")}.`,
-  leased: (fact) => `${fact.agent} took it${fact.epoch > 1 ? `, try ${fact.epoch}` : ""}.`,
+  planned: (fact) => `${plural(fact.num_trials, "trial")} planned: ${fact.subject}`,
+  leased: (fact) => `handed to ${fact.agent} (${fact.hardware})`,
   result: (fact) => {
-    if (fact.loss !== null) return `Held-out loss ${figure(fact.loss, "nats/token")} nats/token (${fact.agent}).`;
+    if (fact.loss !== null) return `loss ${figure(fact.loss, "nats/token")} nats/token (${fact.hardware})`;
     const rate = fact.output_tokens_per_second;
-    return `${rate ? count(rate.value) : "?"} output tokens/s (${fact.agent})${fact.flags.length ? `; ${fact.flags.join(", ")}` : ""}.`;
+    const doubts = fact.flags.length ? `; ${fact.flags.join(", ")}` : "";
+    return `${rate ? `${count(rate.value)} output tokens/s (${fact.hardware})` : "no rate"}${doubts}`;
   },
-  failure: (fact) => `An attempt failed, ${words(fact.failure_kind)}: ${fact.message}`,
-  refused: (fact) => `A report of ${fact.agent} was refused: ${words(fact.reason)}.`,
+  failure: (fact) => `${fact.failure_kind} on ${fact.agent}: ${fact.message}`,
+  refused: (fact) => `report of ${fact.agent} refused: ${words(fact.reason)}`,
   fit: (fact) => {
-    const optima = [
-      ["x*", fact.x_opt],
-      ["r*", fact.r_opt],
-    ];
-    const told = optima.filter(([, one]) => one).map(([name, one]) => `${name} ${trimmed(one.value, 3)}`);
-    return `The law was fitted to ${plural(fact.num_points, "run")}${told.length ? `: ${told.join(", ")}` : ""}.`;
+    const told = Object.entries({ "x*": fact.x_opt, "r*": fact.r_opt }).map(([name, one]) => (one ? `${name} ${trimmed(one.value, 3)} [${trimmed(one.low, 3)}, ${trimmed(one.high, 3)}]` : `no ${name}`));
+    return `law from ${plural(fact.num_points, "run")}: ${told.join(", ")}`;
   },
-  recommendation: (fact) => `The answer for ${fact.hardware.join(", ")} was given.`,
-  canary: (fact) => (fact.deviation === null ? `Canary ${fact.task}: the first of its kind.` : `Canary ${fact.task}: ${percent(fact.deviation)} from its baseline.`),
+  recommendation: (fact) => `recommendation for ${fact.hardware.join(", ")}`,
+  canary: (fact) => `canary ${fact.task}: ${fact.deviation === null ? "baseline is being made" : `${fact.deviation > 0 ? "+" : ""}${percent(fact.deviation, 1)} of its baseline`} (${fact.hardware})`,
 };
 const OF_TRIALS = new Set(["leased", "result", "failure", "refused"]);
 

@@ -37,11 +37,11 @@ export function figure(value, unit = "") {
   return trimmed(value, 4);
 }
 
-/** 12 % or 1.2 %. */
+/** 12% or 1.2%. */
 export function percent(fraction, digits) {
   if (fraction === null || fraction === undefined) return "not known";
   const value = 100 * fraction;
-  return `${value.toFixed(digits ?? (Math.abs(value) < 10 && value !== 0 ? 1 : 0))} %`;
+  return `${value.toFixed(digits ?? (Math.abs(value) < 10 && value !== 0 ? 1 : 0))}%`;
 }
 
 /** Seconds as people say them: 45 s, 9 min 12 s, 2 h 05 min, 3 d 04 h. */
@@ -88,6 +88,11 @@ export function bytes(value) {
 export function plural(number, noun) {
   if (number === 1) return `1 ${noun}`;
   return `${count(number)} ${noun.endsWith("y") ? noun.slice(0, -1) + "ies" : noun + "s"}`;
+}
+
+/** A sentence as it begins a line. */
+export function capital(sentence) {
+  return sentence.charAt(0).toUpperCase() + sentence.slice(1);
 }
 
 /** "nan-loss" as "nan loss": names of enums for people. */

@@ -33,21 +33,41 @@ export function lookOf(series) {
 }
 
 /**
- * Paint one series.
+ * Paint one series but for its points: what has to end where the plot ends.
  * @param {CanvasRenderingContext2D} ctx
  * @param {object} series of the figure
  * @param {object} place `x` and `y` turn values into device px; `ratio` device px per CSS px; `colours`
  */
 export function paintSeries(ctx, series, place) {
   const look = lookOf(series);
+  painted(ctx, series, place, () => {
+    if (look.mark === "band") paintBand(ctx, series, place, look);
+    else if (look.mark === "span") paintSpans(ctx, series, place, look);
+    else if (look.mark === "line" || look.mark === "step") paintLine(ctx, series, place, look);
+    else paintIntervals(ctx, series, place, look);
+  });
+}
+
+/** Paint the points of a series, if it has any: one on the edge of the plot is whole. */
+export function paintMarks(ctx, series, place) {
+  const { mark, isPoints } = lookOf(series);
+  if (!isPoints || mark === "bar") return; // a bar is an interval alone
+  painted(ctx, series, place, () => {
+    for (let i = 0; i < series.x.length; i += 1) {
+      const x = place.x(series.x[i]);
+      const y = place.y(series.y[i]);
+      if (Number.isFinite(x) && Number.isFinite(y)) paintPoint(ctx, mark, x, y, place);
+    }
+  });
+}
+
+function painted(ctx, series, place, paint) {
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = place.colours[series.colour];
   ctx.lineWidth = 1.7 * place.ratio;
   ctx.lineJoin = "round";
-  if (look.mark === "band") paintBand(ctx, series, place, look);
-  else if (look.mark === "span") paintSpans(ctx, series, place, look);
-  else if (look.mark === "line" || look.mark === "step") paintLine(ctx, series, place, look);
-  else paintPoints(ctx, series, place, look);
+  ctx.setLineDash([]);
+  paint();
   ctx.restore();
 }
 
@@ -116,17 +136,6 @@ function paintLine(ctx, series, place, look) {
     before = y;
   });
   ctx.stroke();
-}
-
-function paintPoints(ctx, series, place, look) {
-  paintIntervals(ctx, series, place, look);
-  if (look.mark === "bar") return; // an interval alone
-  ctx.setLineDash([]);
-  for (let i = 0; i < series.x.length; i += 1) {
-    const x = place.x(series.x[i]);
-    const y = place.y(series.y[i]);
-    if (Number.isFinite(x) && Number.isFinite(y)) paintPoint(ctx, look.mark, x, y, place);
-  }
 }
 
 function paintPoint(ctx, mark, x, y, { ratio, colours }) {

@@ -1,7 +1,7 @@
 // Small parts that several pages are made of.
 
 import { announce, download, h, s } from "./dom.js";
-import { clock, moment, short, words } from "./format.js";
+import { clock, moment, percent, short, words } from "./format.js";
 
 const ICONS = {
   ok: "M5 10.5l3.2 3.2L15 6.8",
@@ -57,6 +57,13 @@ export function amount(value, { isSmall = false } = {}) {
     value.interval ? h("div.interval", intervalWords(value)) : null,
     value.note ? h("div.note", value.note) : null,
   ]);
+}
+
+/** An Amount that is a share of something, in percent. */
+export function asPercent(value) {
+  if (value.value === null) return value;
+  const interval = value.low === null ? value.interval : value.interval.replace(/^\[.*?\]/, `[${percent(value.low)}, ${percent(value.high)}]`);
+  return { ...value, text: percent(value.value), interval };
 }
 
 /** An Amount in one line for tables; its note is told on hovering. */

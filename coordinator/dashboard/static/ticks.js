@@ -11,29 +11,32 @@ const LOG_STEPS = [
 ];
 
 /**
- * Limits of an axis: its own, or those of what is drawn with a margin. Intervals may widen them to three times the
- * spread of the values and no further: one run of unknown noise must not flatten all others.
+ * Limits of an axis: its own, or those of what is drawn with a margin. Intervals widen them, but one that is far wider
+ * than all others is cut: a single run of unknown noise must not flatten the rest.
  * @param {object} axis of the figure
  * @param {number[]} values that have to be seen
- * @param {number[]} ends of intervals
+ * @param {Array<[number, number]>} intervals
  * @returns {[number, number]}
  */
-export function limits(axis, values, ends) {
+export function limits(axis, values, intervals) {
   if (axis.categories.length) return [-0.6, axis.categories.length - 0.4];
   const isLog = axis.scale === "log";
   const usable = (value) => Number.isFinite(value) && (!isLog || value > 0);
   const forth = isLog ? Math.log : (value) => value;
   const back = isLog ? Math.exp : (value) => value;
   const at = values.filter(usable).map(forth);
-  const far = ends.filter(usable).map(forth);
-  const [first, last] = extent(at.length ? at : far);
-  const reach = at.length > 1 && last > first ? last - first : Infinity;
-  const [low, high] = extent([first, last, ...far.map((end) => Math.min(Math.max(end, first - reach), last + reach))]);
+  const pairs = intervals.filter((pair) => pair.every(usable)).map((pair) => pair.map(forth));
+  const ends = pairs.flat();
+  const [first, last] = extent(at.length ? at : ends);
+  const reach = at.length > 1 ? Math.max(last - first, 1.5 * median(pairs.map(([low, high]) => high - low).filter(Boolean))) : Infinity;
+  const [low, high] = extent([first, last, ...ends.map((end) => Math.min(Math.max(end, first - reach), last + reach))]);
   const margin = high > low ? 0.06 * (high - low) : isLog ? 0.2 : Math.abs(low) * 0.05 || 1;
-  return [
-    axis.low ?? back(low - margin),
-    axis.high ?? back(high + margin),
-  ];
+  return [axis.low ?? back(low - margin), axis.high ?? back(high + margin)];
+}
+
+function median(values) {
+  const sorted = values.toSorted((one, other) => one - other);
+  return sorted[Math.floor(sorted.length / 2)] ?? 0;
 }
 
 function extent(values) {

@@ -4,8 +4,8 @@ import { get } from "../api.js";
 import { h } from "../dom.js";
 import { lineOf } from "../events.js";
 import { FigureGroup } from "../figures.js";
-import { ago, count, duration, percent, plural, short, words } from "../format.js";
-import { amount, card, facts, levelIcon, meter, missing, pageHead, sentences, shares, Slots, state, table, time, trialLink } from "../parts.js";
+import { capital, count, duration, percent, plural, words } from "../format.js";
+import { card, facts, levelIcon, meter, missing, pageHead, shares, Slots, table, time, trialLink } from "../parts.js";
 
 const MAX_EVENTS = 40;
 const AGENT_TONES = { idle: "idle", busy: "accent", draining: "baseline", quarantined: "bad", canary: "front", lost: "bad", stopped: "idle" };
@@ -23,7 +23,7 @@ export async function mount(root, { told, open }) {
     slots.show("top", "", () => h("div.columns-3"));
     const top = root.querySelector(".columns-3");
     slots.show("health", page.health, () => health(page), top);
-    slots.show("budget", page.budget, () => budget(page), top);
+    slots.show("budget", [page.budget, page.state], () => budget(page), top);
     slots.show("answer", [page.law, page.recommendation], () => answer(page), top);
     slots.show("middle", "", () => h("div.columns-2"));
     const middle = root.querySelector(".columns-2");
@@ -31,6 +31,7 @@ export async function mount(root, { told, open }) {
     slots.show("fleet", [page.fleet, agentsShown(page), page.num_lost_agents], () => fleet(page), middle.querySelector(".stack"));
     slots.show("stages", page.stages, () => stages(page), middle.querySelector(".stack"));
     slots.show("failures", [page.failures, page.num_refused_reports], () => failures(page), middle.querySelector(".stack"));
+    slots.show("figures", "", () => figures.element, middle.querySelector(".stack"));
     slots.show("events", page.newest, () => events(page), middle);
   }
 
@@ -42,7 +43,6 @@ export async function mount(root, { told, open }) {
   }
 
   await refresh();
-  root.append(figures.element);
   get("/api/figures").then((all) => figures.show(of(all, "overview")), () => {});
 
   return {
@@ -129,7 +129,7 @@ function health(page) {
 
 function budget(page) {
   const { spent_seconds: spent, granted_seconds: granted, failed_seconds: failed, wall_seconds: wall, granted_wall_seconds: wallGranted } = page.budget;
-  const tone = (share) => (share > 1 ? "bad" : share > 0.9 ? "baseline" : "accent");
+  const tone = (share) => (page.state !== "running" || share < 0.9 ? "accent" : share > 1.1 ? "bad" : "baseline");
   return card("Budget", [
     h("div.budget-row", [
       h("div.budget-line", h("span", "accelerator time"), h("b", duration(spent)), granted === null ? null : h("span", ` of ${duration(granted)}`)),
@@ -150,9 +150,9 @@ function budget(page) {
 function answer(page) {
   return card("Answer", [
     page.recommendation.length
-      ? [page.recommendation.map((line) => h("p.answer-line", line)), h("p", h("a.more", { href: "/recommendation" }, "Why, and how sure"))]
+      ? [page.recommendation.map((line) => h("p.answer-line", capital(line))), h("p", h("a.more", { href: "/recommendation" }, "Why, and how sure"))]
       : missing("No answer yet: it is given when the last stage has ended."),
-    page.law ? h("div.law-line", [h("span.who", "the law"), h("p", page.law), h("p", h("a.more", { href: "/study" }, "Figures of the study"))]) : h("p.note", "No law yet: nothing was fitted."),
+    page.law ? h("div.law-line", [h("span.who", "the law"), h("p", capital(page.law)), h("p", h("a.more", { href: "/study" }, "Figures of the study"))]) : h("p.note", "No law yet: nothing was fitted."),
   ]);
 }
 
@@ -231,7 +231,7 @@ function failures(page) {
 
 function events(page) {
   return h("section.card.events", [
-    h("h3", "Newest events"),
+    h("h3", "Newest events ", h("small", "UTC")),
     page.newest.length
       ? h("ol.event-list", { "aria-label": "Newest events, newest first", tabindex: 0 }, page.newest.map(eventLine))
       : missing("Nothing has happened yet."),

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
 import { count, moment, percent, short, words } from "../format.js";
-import { amount, card, facts, inlineAmount, intervals, jsonBlock, missing, pageHead, sentences, shapeFacts, Slots, stat, table, tag, trialLink } from "../parts.js";
+import { amount, asPercent, card, facts, inlineAmount, intervals, jsonBlock, missing, pageHead, sentences, shapeFacts, Slots, stat, table, tag, trialLink } from "../parts.js";
 
 export async function mount(root, { told, open }) {
   const slots = new Slots(root);
@@ -123,7 +123,7 @@ function extraRun(answer) {
 }
 
 function trust({ agreement, heldout_error: error }) {
-  return h("section.card", [h("h3", "Does the law hold where the answer is?"), h("div.columns-2.even.bare", [stat("error at the target", error), h("div.stat", [h("div.stat-name", "between sizes"), h("p", agreement)])])]);
+  return h("section.card", [h("h3", "Does the law hold where the answer is?"), h("div.columns-2.even.bare", [stat("error at the target", asPercent(error)), h("div.stat", [h("div.stat-name", "between sizes"), h("p", agreement)])])]);
 }
 
 function predictions(list) {

@@ -3,8 +3,8 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { moment, percent, plural, short } from "../format.js";
-import { card, facts, inlineAmount, missing, pageHead, plainStat, sentences, Slots, stat, table } from "../parts.js";
+import { capital, moment, percent, plural, short } from "../format.js";
+import { asPercent, card, facts, inlineAmount, missing, pageHead, plainStat, sentences, Slots, stat, table } from "../parts.js";
 
 const LARGE_CONDITION = 100;
 
@@ -34,7 +34,7 @@ export async function mount(root, { told, open }) {
 function head({ study, description, law, no_law_because: why }) {
   return [
     pageHead(`Study ${study}`, { lead: description }),
-    law ? h("p.sentence", law.sentence) : missing(`No law yet: ${why}`),
+    law ? h("p.sentence", capital(law.sentence)) : missing(`No law yet: ${why}`),
   ];
 }
 
@@ -49,7 +49,7 @@ function stats(law) {
       law.condition_number === null ? "none" : short(law.condition_number),
       law.condition_number === null ? "nothing was fitted" : law.condition_number > LARGE_CONDITION ? "large: the runs hardly tell the coefficients apart" : "of the design; 1 is ideal",
     ),
-    stat("error at the target", law.heldout_error, { help: "Median of |predicted - measured| / measured over the shapes trained at the target" }),
+    stat("error at the target", asPercent(law.heldout_error), { help: "Median of |predicted - measured| / measured over the shapes trained at the target" }),
   ]);
 }
 

@@ -146,7 +146,7 @@ function raw({ training, serving }) {
     ),
     h("h4", "Latencies"),
     serving.latencies.length
-      ? table("Latencies", [{ name: "latency" }, { name: "p50", isNumber: true }, { name: "p90", isNumber: true }, { name: "p99", isNumber: true }], serving.latencies.map((one) => [one.name, inlineAmount(one.p50), inlineAmount(one.p90), inlineAmount(one.p99)]))
+      ? table("Latencies", [{ name: "latency" }, { name: "p50 (s)", isNumber: true }, { name: "p90 (s)", isNumber: true }, { name: "p99 (s)", isNumber: true }], serving.latencies.map((one) => [one.name, inlineAmount(one.p50), inlineAmount(one.p90), inlineAmount(one.p99)]))
       : h("p.note", "None were measured."),
     h("h4", "Memory and energy"),
     h("div.stats.bare", [
