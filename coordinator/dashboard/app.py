@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -36,6 +37,8 @@ SHELL_ROUTES = ("/", "/study", "/trials", "/trials/{trial_id}", "/hardware", "/r
 _SHELL_PATH = re.compile(
     r"\A/(study|trials(/[a-z0-9][a-z0-9_.-]{0,127})?|hardware|recommendation)?(\?[A-Za-z0-9_=&.,%+-]{0,500})?\Z"
 )
+NUM_THREADS = 4
+"""That make answers: beside a run they share its processor with the loop."""
 MAX_FORM_BYTES = 4_096
 FORM_SECONDS = 10.0
 
@@ -74,13 +77,15 @@ def create_app(
         say: told of the application's own errors.
         wall: seconds since 1970; tokens and sessions end by it.
     """
-    hub = EventHub(run_directory)
+    source, hub = RunSource(run_directory), EventHub(run_directory)
     sessions = Sessions(secrets.token_bytes(NUM_KEY_BYTES))
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = NUM_THREADS
         yield
         hub.close()
+        source.close()
 
     app = FastAPI(
         title="archfleet",
@@ -92,7 +97,7 @@ def create_app(
         lifespan=life,
     )
     app.state.hub = hub
-    app.include_router(api_router(RunSource(run_directory)), responses=PROBLEMS)
+    app.include_router(api_router(source), responses=PROBLEMS)
     app.include_router(stream_router(hub), responses={401: PROBLEMS[401], 503: PROBLEMS[503]})
     app.include_router(_shell_router())
     app.include_router(_probe_router(is_ready))

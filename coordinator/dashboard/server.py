@@ -64,7 +64,6 @@ def serve_dashboard(
     Raises:
         UserError: the port is in use, or the address is not this machine's.
     """
-    listener = _listen(access.host, port, say)
     app = create_app(run_directory, access=access, traffic=traffic, is_ready=is_ready, say=say)
     config = uvicorn.Config(
         app,
@@ -84,7 +83,7 @@ def serve_dashboard(
         ssl_certfile=None if access.tls is None else str(access.tls[0]),
         ssl_keyfile=None if access.tls is None else str(access.tls[1]),
     )
-    server = uvicorn.Server(config)
+    server, listener = uvicorn.Server(config), _listen(access.host, port, say)
     thread = Thread(target=_run, args=(server, listener, say), name="dashboard", daemon=True)
     thread.start()
     bound = listener.getsockname()[1]

@@ -238,11 +238,30 @@ def test_granted_hours_are_never_overspent_and_more_of_them_let_the_run_go_on(ma
     with pytest.raises(UserError, match=r"budget\.accelerator_hours"):
         bench.coordinator().run()
     assert bench.states > {"queued"}
+    assert bench.store.meta("state") == "interrupted"
     verdict = check_history(history_of(bench.store), granted_seconds=bench.granted_seconds)
     assert verdict.kept, verdict.sentence()
     bench.reopen()
     bench.granted_seconds = None
     assert bench.coordinator().run()
+
+
+def test_a_run_that_ends_in_an_error_is_interrupted_and_was_ready(make: Callable[..., Bench]) -> None:
+    bench = make()
+    coordinator = bench.coordinator()
+    turns = []
+
+    def on_turn() -> None:
+        turns.append((bench.store.meta("state"), coordinator.vitals.is_ready))
+        if len(turns) == 10:
+            raise KeyboardInterrupt
+
+    coordinator.on_turn = on_turn
+    assert not coordinator.vitals.is_ready
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run()
+    assert turns == [("running", True)] * 10
+    assert bench.store.meta("state") == "interrupted"
 
 
 def test_with_little_disk_nothing_new_starts_until_there_is_more(make: Callable[..., Bench]) -> None:
