@@ -32,15 +32,8 @@ class ExtraRun:
     run: DecisiveRun
     seconds: Predicted
 
-    @property
-    def is_worth_it(self) -> bool:
-        """Whether the chance that it changes the answer is worth telling."""
-        return self.run.probability_of_change >= UNLIKELY
-
     def sentence(self) -> str:
         """The same in words."""
-        if not self.is_worth_it:
-            return self.run.sentence()
         return (
             f"Train {self.architecture.label} (x {self.run.x:.3g}, r {self.run.r:.3g}) once on "
             f"{self.run.num_tokens:,.0f} tokens: with probability {self.run.probability_of_change:.0%} the answer is "
@@ -93,6 +86,8 @@ def extra_run(
     found = decisive_run(fit, chosen.shortlist, runs, reference=analysis.reference)
     if found is None:
         return NotMeasured(reason="the noise of one run is not known: the fit has no residual degrees of freedom")
+    if found.probability_of_change < UNLIKELY:
+        return NotMeasured(reason=found.sentence())
     seconds = Predicted(
         value=found.seconds,
         unit="accelerator-seconds",

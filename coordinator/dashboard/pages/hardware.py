@@ -15,18 +15,17 @@ from coordinator.dashboard.pages.overview import (
     newest_deviations,
     run_state,
 )
-from coordinator.dashboard.pages.page import Amount, Health, Page, amount, missing, page_facts
+from coordinator.dashboard.pages.page import Amount, AmountKind, Health, Page, amount, missing, page_facts, stated
 from coordinator.dashboard.pages.study import FigureEntry, figure_entry
 from coordinator.dashboard.reads import PageReader
 from coordinator.figures.catalogue import Entry
-from coordinator.figures.formats import NATS, digits
+from coordinator.figures.formats import NATS, digits, plural
 from coordinator.record import is_simulated
 from coordinator.store_rows import AttemptCount, CanaryRow, Tallied
 from hwprofiles.catalog import all_profiles
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.value import Value
 from scaling.observations import INVALIDATING_FLAGS, ServingObservation
-from scaling.quantity import Measured
 
 NUM_CANARIES = 500
 NUM_BENCHMARKS = 500
@@ -77,7 +76,7 @@ class NoiseFloor(Value):
     engine: str
     num_benchmarks: int
     variation: Amount
-    """Mean coefficient of variation of a benchmark's repeats, as a share."""
+    """Mean coefficient of variation of a benchmark's repeats, in per cent."""
 
 
 class BenchLine(Value):
@@ -238,13 +237,9 @@ def _summaries(canaries: Sequence[CanaryRow]) -> Iterator[CanarySummary]:
 
 def _noise(tally: Tallied, *, simulated: bool) -> NoiseFloor:
     """From the tally of all benchmarks, whose `seconds` are a sum of coefficients of variation."""
-    mean = Measured(
-        value=tally.seconds / tally.num,
-        unit="of the rate",
-        no_interval_because="a mean over benchmarks of different shapes",
-        num_samples=tally.num,
-    )
-    variation = amount(mean, simulated=simulated or tally.name == "fake")
+    kind: AmountKind = "simulated" if simulated or tally.name == "fake" else "measured"
+    note = f"mean over {plural(tally.num, 'benchmark')} of different shapes: no interval"
+    variation = stated(kind, 100 * tally.seconds / tally.num, "%", note)
     return NoiseFloor(engine=tally.name, num_benchmarks=tally.num, variation=variation)
 
 
@@ -267,9 +262,8 @@ def _training_noise(analysis: Analysis | None, *, simulated: bool) -> Amount:
     fit = analysis.law_fit
     if fit.pure_error_sd is None:
         return missing(fit.pure_error_reason or "no law was fitted")
-    few = "few degrees of freedom"
-    noise = Measured(value=fit.pure_error_sd, unit=NATS, no_interval_because=few, num_samples=fit.num_points)
-    return amount(noise, simulated=simulated)
+    kind: AmountKind = "simulated" if simulated else "measured"
+    return stated(kind, fit.pure_error_sd, NATS, f"law of {plural(fit.num_points, 'run')}: few degrees of freedom")
 
 
 _SCALES: tuple[tuple[str, str, float, str], ...] = (

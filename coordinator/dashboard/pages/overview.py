@@ -13,6 +13,7 @@ from coordinator.figures.formats import plural
 from coordinator.forecast import NUM_TIMED, describe, expected_from, future_seconds, open_seconds, slowdown
 from coordinator.journal import quarantined
 from coordinator.recommendation import Recommendation
+from coordinator.record import is_simulated
 from coordinator.store import FILE_NAME
 from coordinator.store_rows import AgentRow, AttemptCount, Count, TrialRow
 from coordinator.study import StudySpec
@@ -25,7 +26,8 @@ MAX_LOST_SHOWN = 8
 MAX_OPEN_READ = 1_000
 """Of more unfinished trials than this some are priced for all: an estimate is wanted, at once."""
 
-AgentState = Literal["idle", "busy", "draining", "quarantined", "canary", "lost", "stopped"]
+AgentState = Literal["idle", "busy", "draining", "quarantined", "lost", "stopped"]
+"""Stopped: the run does not go on, and its agents with it."""
 
 
 class TrialCounts(Value):
@@ -461,6 +463,7 @@ def law_sentence(fit: Fitted) -> str:
 
 
 def _newest(store: PageReader) -> Iterator[EventLine]:
+    origin = "simulated" if is_simulated(store) or store.study().serving.recipe.engine == "fake" else "measured"
     for event in reversed(store.events(max(0, store.last_seq() - NUM_EVENTS))):
         about_a_trial = isinstance(event, Leased | Result | Failed | Refused)
         yield EventLine(
@@ -469,23 +472,23 @@ def _newest(store: PageReader) -> Iterator[EventLine]:
             kind=event.kind,
             subject=event.subject,
             trial_id=event.subject if about_a_trial else None,
-            sentence=sentence_of(event),
+            sentence=sentence_of(event, origin=origin),
         )
 
 
-def sentence_of(event: Event) -> str:
-    """An event in a line."""
+def sentence_of(event: Event, *, origin: str) -> str:
+    """An event in a line; `origin` says whether its numbers are measured or simulated."""
     match event:
         case Planned():
             return f"{plural(event.num_trials, 'trial')} planned: {event.subject}"
         case Leased():
             return f"handed to {event.agent} ({event.hardware})"
         case Result(loss=float(loss)):
-            return f"loss {loss:.4f} nats/token (measured, {event.hardware})"
+            return f"loss {loss:.4f} nats/token ({origin}, {event.hardware})"
         case Result():
             rate = event.output_tokens_per_second
             doubts = f"; {', '.join(event.flags)}" if event.flags else ""
-            rated = "no rate" if rate is None else f"{rate.value:,.0f} output tokens/s (measured, {event.hardware})"
+            rated = "no rate" if rate is None else f"{rate.value:,.0f} output tokens/s ({origin}, {event.hardware})"
             return f"{rated}{doubts}"
         case Failed():
             return f"{event.failure_kind} on {event.agent}: {event.message}"

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from coordinator.figures.formats import digits
 from coordinator.figures.shown import shown
 from coordinator.record import is_simulated
 from coordinator.store import StoreReader
@@ -104,6 +105,12 @@ def amount(quantity: Quantity, *, signed: bool = False, simulated: bool = False)
         interval=words.interval,
         note=words.note,
     )
+
+
+def stated(kind: AmountKind, value: float, unit: str, note: str) -> Amount:
+    """A number that has no interval; `note` says what it rests on, and why there is none."""
+    text = digits(value, unit)
+    return Amount(kind=kind, value=value, unit=unit, low=None, high=None, level=None, text=text, interval="", note=note)
 
 
 def missing(reason: str) -> Amount:

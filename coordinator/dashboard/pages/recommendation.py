@@ -89,8 +89,6 @@ class ExtraRun(Value):
     """That the answer is another one after it."""
     price: Amount
     """Accelerator-seconds."""
-    is_worth_it: bool
-    """Whether that probability is at least 1 %."""
     sentence: str
 
 
@@ -159,7 +157,7 @@ class RecommendationPage(Page):
     agreement: str
     """Whether the optima agree between sizes."""
     heldout_error: Amount
-    """Median of |predicted - measured| / measured at the target, as a share."""
+    """Median of |predicted - measured| / measured at the target, in per cent."""
     predictions: tuple[Prediction, ...]
     caveats: tuple[str, ...]
     configs: tuple[ConfigEntry, ...]
@@ -186,7 +184,7 @@ def read_recommendation(
         no_answer_because="" if told is not None else _why_none(store, record, analysis),
         made_unix=None if told is None else told.made_unix,
         agreement="" if told is None else told.agreement,
-        heldout_error=heldout_error(told),
+        heldout_error=heldout_error(told, origin="simulated" if record.is_simulated else "measured"),
         predictions=() if told is None else tuple(_predictions(told)),
         caveats=tuple(read_caveats(store)),
         configs=tuple(ConfigEntry(name=name, label=shape.label) for name, shape in shapes.items()),
@@ -360,7 +358,7 @@ def _run_loss(result: Result | None) -> Measured | NotMeasured:
     return Measured(
         value=result.loss,
         unit=NATS,
-        no_interval_because="one run: its spread over seeds is told with the law",
+        no_interval_because="its spread over seeds is told with the law",
         num_samples=1,
     )
 
@@ -418,7 +416,6 @@ def _extra_line(found: FoundRun) -> ExtraRun:
         num_tokens=run.num_tokens,
         probability_of_change=run.probability_of_change,
         price=amount(found.seconds),
-        is_worth_it=found.is_worth_it,
         sentence=found.sentence(),
     )
 

@@ -4,7 +4,18 @@ from collections.abc import Iterable, Iterator
 
 from coordinator.analysis import Analysis
 from coordinator.caveats import Troubles, caveats
-from coordinator.dashboard.pages.page import Amount, Fact, Page, Shape, amount, missing, page_facts, shape_of
+from coordinator.dashboard.pages.page import (
+    Amount,
+    AmountKind,
+    Fact,
+    Page,
+    Shape,
+    amount,
+    missing,
+    page_facts,
+    shape_of,
+    stated,
+)
 from coordinator.dashboard.reads import PageReader
 from coordinator.figures.catalogue import Entry
 from coordinator.figures.formats import NATS, count, duration, moment, plural
@@ -13,7 +24,7 @@ from coordinator.record import is_simulated
 from coordinator.study import StudySpec
 from hwprofiles.value import Value
 from scaling.law_fit import LawFit, Optimum
-from scaling.quantity import Measured, NotMeasured, Predicted
+from scaling.quantity import NotMeasured, Predicted
 
 MISFIT_P = 0.05
 
@@ -68,7 +79,7 @@ class Law(Value):
     """Of the runs."""
     r_range: tuple[float, float]
     heldout_error: Amount
-    """Median of |predicted - measured| / measured at the target, as a share."""
+    """Median of |predicted - measured| / measured at the target, in per cent."""
     by_size: tuple[SizeOptima, ...]
     agreement: str
     """Whether the optima agree between sizes."""
@@ -120,6 +131,7 @@ def read_study(store: PageReader, *, analysis: Analysis | None, figures: Iterabl
     scale = store.meta("token_scale")
     recommendation = None if told is None else Recommendation.model_validate(told)
     simulated = is_simulated(store)
+    origin: AmountKind = "simulated" if simulated else "measured"
     return StudyPage(
         **page_facts(store, now_unix=now_unix),
         description=study.description,
@@ -127,7 +139,7 @@ def read_study(store: PageReader, *, analysis: Analysis | None, figures: Iterabl
         data=tuple(_data(store, study)),
         law=None
         if analysis is None or fit is None
-        else _law(analysis, recommendation, fitted_unix=fit.unix, num_fits=store.fit_counts()),
+        else _law(analysis, recommendation, fitted_unix=fit.unix, num_fits=store.fit_counts(), origin=origin),
         no_law_because="" if analysis is not None else "No run at the fit's size has finished yet.",
         held_out=()
         if recommendation is None
@@ -159,20 +171,14 @@ def figure_entry(entry: Entry) -> FigureEntry:
     return FigureEntry(name=entry.name, title=entry.title, page=entry.page, is_wide=entry.is_wide)
 
 
-def heldout_error(recommendation: Recommendation | None) -> Amount:
+def heldout_error(recommendation: Recommendation | None, *, origin: AmountKind) -> Amount:
     """How far the law was off at the target."""
     if recommendation is None:
         return missing("no recommendation yet: nothing was held against the target")
     if recommendation.heldout_error_ratio is None:
         return missing("no shape has both a predicted and a measured loss at the target")
-    return amount(
-        Measured(
-            value=recommendation.heldout_error_ratio,
-            unit="of the loss",
-            no_interval_because="too few shapes at the target",
-            num_samples=len(recommendation.held_out),
-        )
-    )
+    shapes = plural(len(recommendation.held_out), "shape")
+    return stated(origin, 100 * recommendation.heldout_error_ratio, "%", f"{shapes}; too few for an interval")
 
 
 # What is asked
@@ -247,7 +253,12 @@ def _data(store: PageReader, study: StudySpec) -> Iterator[Fact]:
 
 
 def _law(
-    analysis: Analysis, recommendation: Recommendation | None, *, fitted_unix: float, num_fits: dict[str, int]
+    analysis: Analysis,
+    recommendation: Recommendation | None,
+    *,
+    fitted_unix: float,
+    num_fits: dict[str, int],
+    origin: AmountKind,
 ) -> Law:
     fit = analysis.law_fit
     no_law = "no law was fitted"
@@ -262,14 +273,14 @@ def _law(
         degrees_of_freedom=fit.degrees_of_freedom,
         x_opt=_optimum(fit.x_opt, fit.x_opt_reason or no_law, fit),
         r_opt=_optimum(fit.r_opt, fit.r_opt_reason or no_law, fit),
-        residual_sd=_spread(fit.residual_sd, no_law, fit.num_points),
-        noise_sd=_spread(fit.pure_error_sd, fit.pure_error_reason or no_law, fit.num_points),
+        residual_sd=_spread(fit.residual_sd, no_law, fit.num_points, origin=origin),
+        noise_sd=_spread(fit.pure_error_sd, fit.pure_error_reason or no_law, fit.num_points, origin=origin),
         lack_of_fit_p=fit.lack_of_fit_p,
         lack_of_fit=_lack_of_fit(fit.lack_of_fit_p),
         condition_number=fit.condition_number,
         x_range=fit.x_range,
         r_range=fit.r_range,
-        heldout_error=heldout_error(recommendation),
+        heldout_error=heldout_error(recommendation, origin=origin),
         by_size=tuple(
             SizeOptima(
                 num_parameters=size,
@@ -295,11 +306,10 @@ def _optimum(optimum: Optimum | None, reason: str, fit: LawFit) -> Amount:
     return amount(Predicted(value=optimum.value, unit="", interval=optimum.interval, basis=basis))
 
 
-def _spread(sd: float | None, reason: str, num_runs: int) -> Amount:
+def _spread(sd: float | None, reason: str, num_runs: int, *, origin: AmountKind) -> Amount:
     if sd is None:
         return missing(reason)
-    few = "few degrees of freedom"
-    return amount(Measured(value=sd, unit=NATS, no_interval_because=few, num_samples=num_runs))
+    return stated(origin, sd, NATS, f"{plural(num_runs, 'run')}; few degrees of freedom: no interval")
 
 
 def _lack_of_fit(p: float | None) -> str:

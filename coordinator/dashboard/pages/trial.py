@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of
+from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of, stated
 from coordinator.dashboard.pages.trial_figures import attempts_figure, curve_figure, repeats_figure, windows_figure
 from coordinator.dashboard.pages.trials import TrialLine, trial_lines
 from coordinator.dashboard.reads import Ending, PageReader
@@ -236,14 +236,11 @@ def _training(run: TrainingObservation, *, simulated: bool) -> TrainingNumbers:
         loss=amount(Measured(value=run.loss, unit=NATS, interval=interval, num_samples=1), simulated=simulated),
         num_tokens=run.num_tokens,
         inherited_tokens=run.inherited_tokens,
-        tokens_per_second=amount(
-            Measured(
-                value=run.tokens_per_second,
-                unit="tokens/s",
-                no_interval_because="the run's tokens over its training time: one number",
-                num_samples=1,
-            ),
-            simulated=simulated,
+        tokens_per_second=stated(
+            "simulated" if simulated else "measured",
+            run.tokens_per_second,
+            "tokens/s",
+            "all its tokens over its training time: one number, no interval",
         ),
         train_seconds=run.train_seconds,
         num_resumes=run.num_resumes,
