@@ -170,7 +170,7 @@ const live = new Live({
 // The theme: the system's, or the one that was chosen
 
 const THEMES = {
-  auto: { next: "light", label: "Theme: as the system. Change to light", path: "M12 3.5a8.5 8.5 0 1 0 0 17 8.5 8.5 0 0 0 0-17v17M12 8l4.6-3.2M12 12l8-3.4M12 16l8.2-4" },
+  auto: { next: "light", label: "Theme: as the system. Change to light", path: "M12 3.5a8.5 8.5 0 1 0 0 17 8.5 8.5 0 0 0 0-17v17", half: "M12 3.5a8.5 8.5 0 0 1 0 17z" },
   light: { next: "dark", label: "Theme: light. Change to dark", path: "M12 7.5a4.5 4.5 0 1 0 0 9 4.5 4.5 0 0 0 0-9zM12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.4 1.4M17.6 17.6 19 19M5 19l1.4-1.4M17.6 6.4 19 5" },
   dark: { next: "auto", label: "Theme: dark. Change to the system's", path: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10z" },
 };
@@ -185,7 +185,7 @@ function setTheme(name) {
   else document.documentElement.dataset.theme = name;
   themeButton.setAttribute("aria-label", THEMES[name].label);
   themeButton.title = THEMES[name].label;
-  themeButton.replaceChildren(s("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, s("path", { d: THEMES[name].path })));
+  themeButton.replaceChildren(s("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, s("path", { d: THEMES[name].path }), THEMES[name].half ? s("path", { d: THEMES[name].half, fill: "currentColor" }) : null));
   recolour();
 }
 

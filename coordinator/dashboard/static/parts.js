@@ -1,7 +1,7 @@
 // Small parts that several pages are made of.
 
 import { announce, download, h, s } from "./dom.js";
-import { clock, moment, percent, short, words } from "./format.js";
+import { clock, moment, short, words } from "./format.js";
 
 const ICONS = {
   ok: "M5 10.5l3.2 3.2L15 6.8",
@@ -57,13 +57,6 @@ export function amount(value, { isSmall = false } = {}) {
     value.interval ? h("div.interval", intervalWords(value)) : null,
     value.note ? h("div.note", value.note) : null,
   ]);
-}
-
-/** An Amount that is a share of something, in percent. */
-export function asPercent(value) {
-  if (value.value === null) return value;
-  const interval = value.low === null ? value.interval : value.interval.replace(/^\[.*?\]/, `[${percent(value.low)}, ${percent(value.high)}]`);
-  return { ...value, text: percent(value.value), interval };
 }
 
 /** An Amount in one line for tables; its note is told on hovering. */
@@ -173,8 +166,8 @@ export function intervals(rows, { neutral = null } = {}) {
   const place = (value) => 8 + (224 * (value - low)) / (high - low);
   const height = 16 * known.length + 4;
   const title = known.map(({ name, amount: { text, interval } }) => `${name} ${text} ${interval}`).join("; ");
-  return s("svg.intervals", { viewBox: `0 0 240 ${height}`, role: "img", "aria-label": title }, [
-    neutral === null ? null : s("line.neutral", { x1: place(neutral), x2: place(neutral), y1: 0, y2: height }),
+  return s("svg.intervals", { viewBox: `0 0 240 ${height + (neutral === null ? 0 : 12)}`, role: "img", "aria-label": title }, [
+    neutral === null ? null : [s("line.neutral", { x1: place(neutral), x2: place(neutral), y1: 0, y2: height }), s("text", { x: place(neutral), y: height + 9 }, "equal")],
     known.map(({ amount: one, colour }, row) => {
       const y = 10 + 16 * row;
       const isHollow = one.kind === "predicted";
@@ -200,13 +193,19 @@ export function shapeFacts(shape) {
   ]);
 }
 
+/** A button that copies a value as JSON. */
+export function copyButton(value, words, { isPrimary = false } = {}) {
+  const text = JSON.stringify(value, null, 2);
+  const button = h("button.button", { type: "button", class: isPrimary ? "primary" : "", onclick: () => copyText(text, button) }, words);
+  return button;
+}
+
 /** JSON with buttons that copy and save it. */
 export function jsonBlock(name, value, { isOpen = true } = {}) {
   const text = JSON.stringify(value, null, 2);
-  const copy = h("button.button", { type: "button", onclick: () => copyText(text, copy) }, "Copy");
   const save = h("button.button", { type: "button", onclick: () => download(name, new Blob([`${text}\n`], { type: "application/json" })) }, "Download");
   const block = h("pre.code", { tabindex: 0, "aria-label": name }, text);
-  return h("details.json", { open: isOpen }, [h("summary", h("code", name)), h("div.json-tools", [copy, save]), block]);
+  return h("details.json", { open: isOpen }, [h("summary", h("code", name)), h("div.json-tools", [copyButton(value, "Copy"), save]), block]);
 }
 
 async function copyText(text, button) {

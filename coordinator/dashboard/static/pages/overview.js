@@ -55,7 +55,7 @@ export async function mount(root, { told, open }) {
 
 /** Figures of a page out of the list of all. */
 export function of(all, name) {
-  return (all.figures ?? all).filter((entry) => entry.page === name);
+  return all.figures.filter((entry) => entry.page === name);
 }
 
 /** Lines of two lists, newest first, each once. */

@@ -3,8 +3,8 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { count, moment, percent, short, words } from "../format.js";
-import { amount, asPercent, card, facts, inlineAmount, intervals, jsonBlock, missing, pageHead, sentences, shapeFacts, Slots, stat, table, tag, trialLink } from "../parts.js";
+import { capital, count, moment, percent, short, words } from "../format.js";
+import { amount, card, copyButton, facts, inlineAmount, intervals, jsonBlock, missing, pageHead, sentences, shapeFacts, Slots, stat, table, tag, trialLink } from "../parts.js";
 
 export async function mount(root, { told, open }) {
   const slots = new Slots(root);
@@ -38,10 +38,11 @@ function head({ answers, made_unix: made, no_answer_because: why }) {
 function section(answer, isOneOfMany) {
   return h("section.answer", { "aria-label": `The answer for ${answer.hardware}` }, [
     h("p.eyebrow", `${answer.hardware} · ${answer.engine} · ${answer.dtype}`),
-    h("p.sentence", answer.sentence),
+    h("h2.headline", answer.headline),
+    h("p.sentence", capital(answer.sentence)),
     h("p.verdicts", answer.verdicts.map((one) => h("span.verdict", one))),
     h("div.columns-3", [
-      h("section.card.is-recommended", [h("h3", answer.is_baseline ? "Keep the baseline" : `Build this: ${words(answer.role)}`), h("p.shape-label", h("code", answer.recommended.label)), shapeFacts(answer.recommended)]),
+      built(answer),
       comparison(answer.loss, answer, 0),
       comparison(answer.throughput, answer, 1),
     ]),
@@ -62,7 +63,7 @@ function section(answer, isOneOfMany) {
           inlineAmount(one.predicted_loss),
           inlineAmount(one.measured_loss),
           inlineAmount(one.throughput),
-          [percent(one.probability_within_limit), h("small.predicted-word", " predicted")],
+          h("span.inline-amount.predicted", { title: "predicted" }, percent(one.probability_within_limit)),
         ]),
       ),
     ]),
@@ -78,21 +79,35 @@ function section(answer, isOneOfMany) {
   ]);
 }
 
+/** What to build: the baseline where the proposal was trained at the target and lost to it. */
+function built(answer) {
+  const isKept = !answer.stands || answer.is_baseline;
+  const shape = isKept ? answer.baseline : answer.recommended;
+  return h("section.card", { class: isKept ? "is-baseline" : "is-recommended" }, [
+    h("h3", isKept ? "Keep this: the baseline" : `Build this: ${words(answer.role)}`),
+    h("p.shape-label", h("code", shape.label)),
+    shapeFacts(shape),
+    h("p.copy", copyButton(answer.config, "Copy config.json", { isPrimary: true })),
+    answer.stands ? null : h("p.refuted", [h("b", "Refuted: "), h("code", answer.recommended.label), ` was proposed as ${answer.role}, trained at the target, and lost.`]),
+  ]);
+}
+
 function comparison(one, answer, neutral) {
+  const proposed = answer.stands ? "recommended" : "proposed, refuted";
   const rows = [
-    { name: "recommended", amount: one.recommended, colour: "recommended" },
+    { name: proposed, amount: one.recommended, colour: answer.stands ? "recommended" : "bad" },
     { name: "baseline", amount: one.baseline, colour: "baseline" },
   ];
   return card(one.title, [
     h("div.pair", [
-      h("div.pair-recommended", [h("div.who", "recommended"), amount(one.recommended)]),
+      h("div", { class: answer.stands ? "pair-recommended" : "pair-refuted" }, [h("div.who", proposed), amount(one.recommended)]),
       answer.is_baseline ? null : h("div.pair-baseline", [h("div.who", `baseline ${answer.baseline.label}`), amount(one.baseline)]),
     ]),
     answer.is_baseline ? null : intervals(rows),
     answer.is_baseline
       ? null
       : h("div.pair-difference", [
-          h("div.who", `${one.comparison_name}, recommended to baseline`),
+          h("div.who", `${one.comparison_name}, ${answer.stands ? "recommended" : "proposed"} to baseline`),
           amount(one.comparison),
           intervals([{ name: one.comparison_name, amount: one.comparison, colour: "ink" }], { neutral }),
         ]),
@@ -102,7 +117,7 @@ function comparison(one, answer, neutral) {
 
 function extraRun(answer) {
   const one = answer.extra_run;
-  if (!one) return card("The one extra run that would change it most", missing(answer.no_extra_run_because || "It cannot be told."));
+  if (!one) return card("The one extra run that would change it most", missing(capital(answer.no_extra_run_because) || "It cannot be told."));
   return h("section.card.extra-run", [
     h("h3", "The one extra run that would change it most ", tag("predicted")),
     h("p", one.sentence),
@@ -112,18 +127,18 @@ function extraRun(answer) {
       h("div.stat", [
         h("div.stat-name", "the run"),
         facts([
-          { name: "shape", value: one.shape ? one.shape.label : "", note: one.shape ? "" : "no legal shape lies there" },
+          { name: "shape", value: one.shape.label },
           { name: "x, r", value: `${one.x.toPrecision(3)}, ${one.r.toPrecision(3)}` },
           { name: "N, D", value: `${short(one.num_parameters)}, ${short(one.num_tokens)} tokens` },
         ]),
       ]),
     ]),
-    one.config ? jsonBlock("extra-run.config.json", one.config, { isOpen: false }) : null,
+    jsonBlock("extra-run.config.json", one.config, { isOpen: false }),
   ]);
 }
 
 function trust({ agreement, heldout_error: error }) {
-  return h("section.card", [h("h3", "Does the law hold where the answer is?"), h("div.columns-2.even.bare", [stat("error at the target", asPercent(error)), h("div.stat", [h("div.stat-name", "between sizes"), h("p", agreement)])])]);
+  return h("section.card", [h("h3", "Does the law hold where the answer is?"), h("div.columns-2.even.bare", [stat("error at the target", error), h("div.stat", [h("div.stat-name", "between sizes"), h("p", agreement)])])]);
 }
 
 function predictions(list) {

@@ -4,22 +4,23 @@ import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
 import { capital, moment, percent, plural, short } from "../format.js";
-import { asPercent, card, facts, inlineAmount, missing, pageHead, plainStat, sentences, Slots, stat, table } from "../parts.js";
+import { card, facts, inlineAmount, missing, pageHead, plainStat, sentences, Slots, stat, table } from "../parts.js";
 
 const LARGE_CONDITION = 100;
+const NUM_LOSSES = 3; // loss against compute, x and r come first
 
 export async function mount(root, { told, open }) {
   const slots = new Slots(root);
   const figures = new FigureGroup({ open });
 
   async function refresh() {
-    const page = await get("/api/study");
+    const [page, all] = await Promise.all([get("/api/study"), get("/api/figures")]);
     told(page);
     const { law } = page;
     slots.show("head", [page.study, page.description, law?.sentence, page.no_law_because], () => head(page));
     slots.show("stats", law, () => (law ? stats(law) : null));
     slots.show("figures", "", () => figures.element);
-    figures.show(page.figures);
+    figures.show([...page.figures.slice(0, NUM_LOSSES), ...paretos(all), ...page.figures.slice(NUM_LOSSES)]);
     slots.show("quality", law, () => (law ? quality(law) : null));
     slots.show("held-out", page.held_out, () => heldOut(page.held_out));
     slots.show("caveats", page.caveats, () => (page.caveats.length ? h("section.card.honest", [h("h3", "What this is and is not"), sentences(page.caveats)]) : null));
@@ -28,7 +29,12 @@ export async function mount(root, { told, open }) {
   }
 
   await refresh();
-  return { refresh, event: () => {}, destroy: () => figures.destroy() };
+  return { refresh, destroy: () => figures.destroy() };
+}
+
+/** Pareto fronts belong to the recommendation; the study is where one looks for them too. */
+function paretos({ figures }) {
+  return figures.filter((entry) => /^pareto(-|$)/.test(entry.name));
 }
 
 function head({ study, description, law, no_law_because: why }) {
@@ -49,7 +55,7 @@ function stats(law) {
       law.condition_number === null ? "none" : short(law.condition_number),
       law.condition_number === null ? "nothing was fitted" : law.condition_number > LARGE_CONDITION ? "large: the runs hardly tell the coefficients apart" : "of the design; 1 is ideal",
     ),
-    stat("error at the target", asPercent(law.heldout_error), { help: "Median of |predicted - measured| / measured over the shapes trained at the target" }),
+    stat("error at the target", law.heldout_error, { help: "Median of |predicted - measured| / measured over the shapes trained at the target" }),
   ]);
 }
 
