@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.assignment import TrainAssignment
+from coordinator.errors import UserError
+from coordinator.figures.standing import proposal
 from coordinator.record import RunRecord, read_record
-from coordinator.report import render_report
+from coordinator.report import ReportFormat, render_as, render_report
 from scaling.architecture import Architecture
 from scaling.observations import Observation, ServingObservation, TrainingObservation
 
@@ -23,17 +25,33 @@ def write_outputs(run_directory: Path) -> list[Path]:
     return written
 
 
+def write_report(run_directory: Path, form: ReportFormat, *, out: Path | None = None) -> Path:
+    """Write the report alone, as report.html, report.md or report.json, or to `out`. Returns the path.
+
+    Raises:
+        UserError: the folder of `out` does not exist, or for HTML jinja2 is missing.
+    """
+    path = out or run_directory / f"report.{form}"
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}. Type: mkdir -p {path.parent}")
+    return _write(path, render_as(read_record(run_directory), form))
+
+
 def named_shapes(record: RunRecord) -> dict[str, Architecture]:
     """The architectures that get a config.json: recommended, baseline, Panda, Surefire, and the others measured.
 
+    Where a proposed shape failed its check at the target it is called refuted, and the baseline is recommended.
     Where there are answers for several kinds of hardware, names of what belongs to one end in its profile id.
     """
-    assert record.recommendation is not None
-    shapes = {"baseline": record.recommendation.baseline}
-    answers = record.recommendation.answers
+    recommendation = record.recommendation
+    assert recommendation is not None
+    shapes = {"baseline": recommendation.baseline}
+    answers = recommendation.answers
     for answer in answers:
         suffix = f"-{answer.hardware}" if len(answers) > 1 else ""
-        shapes[f"recommended{suffix}"] = answer.recommended
+        shapes[f"recommended{suffix}"] = answer.recommended if answer.stands else recommendation.baseline
+        if not answer.stands:
+            shapes[f"{proposal(answer)}{suffix}"] = answer.recommended
         for shape in answer.answer.shapes:
             shapes |= {f"{role}{suffix}": shape.architecture for role in shape.roles if role == "surefire"}
             shapes |= {role: shape.architecture for role in shape.roles if role == "panda"}

@@ -40,10 +40,10 @@ class Entry:
 _ALWAYS = (
     Entry(name="timeline", title="The run over time", page="overview", make=timeline, is_wide=True),
     Entry(name="spend", title="Accelerator time spent", page="overview", make=spending),
-    Entry(name="loss-compute", title="Loss against compute", page="study", make=loss_compute),
     Entry(name="loss-x", title="Loss against x", page="study", make=partial(loss_against, axis="x")),
     Entry(name="loss-r", title="Loss against r", page="study", make=partial(loss_against, axis="r")),
-    Entry(name="residuals", title="Residuals against the predicted loss", page="study", make=residuals),
+    Entry(name="loss-compute", title="Loss against compute", page="study", make=loss_compute),
+    Entry(name="reference", title="Reference law: best loss against data", page="study", make=reference),
     Entry(name="residuals-x", title="Residuals against x", page="study", make=partial(residuals_against, axis="x")),
     Entry(name="residuals-r", title="Residuals against r", page="study", make=partial(residuals_against, axis="r")),
     Entry(name="optima-x", title="Does x* agree between sizes?", page="study", make=partial(optima, axis="x")),
@@ -52,7 +52,7 @@ _ALWAYS = (
     Entry(name="convergence-r", title="r* as runs came in", page="study", make=partial(convergence, axis="r")),
     Entry(name="condition", title="Condition number of the design", page="study", make=condition),
     Entry(name="fit-error", title="Error of the fit", page="study", make=fit_error),
-    Entry(name="reference", title="Reference law: best loss against data", page="study", make=reference),
+    Entry(name="residuals", title="Residuals against the predicted loss", page="study", make=residuals),
     Entry(name="held-out", title="Held-out: predicted against measured loss", page="recommendation", make=held_out),
 )
 

@@ -14,8 +14,8 @@ Kind = Literal["measured", "predicted", "simulated", ""]
 """Simulated: made up by a pretended fleet or engine in place of a measurement. Empty for what is none of these: a
 guide, a plan, a lane of time."""
 Mark = Literal["dot", "ring", "cross", "diamond", "hollow-diamond", "line", "step", "band", "span", "bar"]
-"""`line` and `step` join the points; a `band` fills `y_interval`; a `span` lies along x over
-`x_interval`, as thick as its lane; a `bar` is an interval alone, without a mark at its point."""
+"""`line` and `step` join the points, a step holds each value until the next; a `band` fills `y_interval`; a `span` lies
+along x over `x_interval`, as thick as its lane; a `bar` is an interval alone, without a mark at its point."""
 Colour = Literal[
     "ink",
     "soft",

@@ -6,6 +6,7 @@ from coordinator.figures.absence import no_recommendation
 from coordinator.figures.figure import Axis, Figure, Guide, Kind, Series
 from coordinator.figures.formats import NATS, plural
 from coordinator.figures.origin import kind_of_losses
+from coordinator.figures.standing import COLOUR_OF, Standing, standing
 from coordinator.recommendation import HeldOutLoss
 from coordinator.record import RunRecord
 from scaling.quantity import Measured, Predicted
@@ -30,9 +31,9 @@ def held_out(record: RunRecord) -> Figure:
     ends = [end for row, predicted in pairs for end in (*_ends(row.measured), *_ends(predicted))]
     margin = 0.08 * (max(ends) - min(ends)) or 0.01
     limits = {"low": min(ends) - margin, "high": max(ends) + margin}
-    by_role: dict[str, list[Pair]] = defaultdict(list)
+    by_role: dict[Standing, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_role[pair[0].role].append(pair)
+        by_role[standing(record, pair[0])].append(pair)
     kind = kind_of_losses(record)
     return Figure(
         name=name,
@@ -49,14 +50,14 @@ def _ends(number: Measured | Predicted) -> tuple[float, float]:
     return (number.value, number.value) if number.interval is None else (number.interval.low, number.interval.high)
 
 
-def _role_series(role: str, pairs: list[Pair], kind: Kind) -> tuple[Series, Series]:
+def _role_series(role: Standing, pairs: list[Pair], kind: Kind) -> tuple[Series, Series]:
     """Diamonds with the measured interval across, and the predicted interval, broken, along the other axis."""
     x, y = tuple(row.measured.value for row, _ in pairs), tuple(predicted.value for _, predicted in pairs)
     labels = tuple(f"{role}: {row.architecture.label}" for row, _ in pairs)
-    colour = pairs[0][0].role
+    colour = COLOUR_OF[role]
     return (
         Series(
-            name=f"{role}, predicted interval",
+            name="",
             kind="predicted",
             mark="bar",
             colour=colour,
@@ -67,7 +68,7 @@ def _role_series(role: str, pairs: list[Pair], kind: Kind) -> tuple[Series, Seri
             labels=labels,
         ),
         Series(
-            name=f"{role}, {kind} interval",
+            name=role,
             kind=kind,
             mark="diamond",
             colour=colour,

@@ -61,6 +61,7 @@ def convergence(record: RunRecord, axis: ShapeAxis) -> Figure:
     """x* or r* of every fit with its interval."""
     points = _points(record.fits, lambda fit: _estimate(fit.x_opt if axis == "x" else fit.r_opt))
     without = len({fit.num_points for fit in record.fits}) - len(points)
+    absent = f" {without} of them found no {axis}*." if without else ""
     return _figure(
         record,
         points,
@@ -68,7 +69,7 @@ def convergence(record: RunRecord, axis: ShapeAxis) -> Figure:
         title=f"{axis}* as runs came in",
         y=Axis(label=f"{axis}*", unit="dimensionless", scale="log"),
         legend=f"fitted {axis}* with its bootstrap interval",
-        caption=f"Of every fit of the deciding size.{f' {without} of them found no {axis}*.' if without else ''}",
+        caption=f"Of every fit of the deciding size, with its bootstrap interval.{absent}",
         kind="predicted",
         mark="ring",
         colour="law",

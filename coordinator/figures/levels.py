@@ -12,10 +12,10 @@ import numpy as np
 from coordinator.analysis import same_size
 from coordinator.choice import target_point
 from coordinator.figures.figure import Axis, Colour, Figure, Kind, Series
-from coordinator.figures.formats import NATS, digits, short
+from coordinator.figures.formats import NATS, digits, plural, short
 from coordinator.figures.origin import kind_of_losses
 from coordinator.figures.scales import run_label, scale_colour, sizes_of
-from coordinator.recommendation import HeldOutLoss
+from coordinator.figures.standing import COLOUR_OF, standing
 from coordinator.record import RunRecord
 from scaling.law import Floats
 from scaling.law_fit import quantiles
@@ -148,7 +148,7 @@ def _size_series(levels: _Levels, size: float, along: Along) -> list[Series]:
     ends = [tuple(quantiles(samples, law.level).tolist()) for _, samples in reached]
     at, colour = tuple(along(size, D) for D, _ in reached), levels.colour(size)
     band = Series(name="", kind="predicted", mark="band", colour=colour, x=at, y=tuple(middle), y_interval=tuple(ends))
-    name = f"law at N = {short(size)}, best shape, {law.level:.0%} band"
+    name = f"law at N = {short(size)}"
     line = Series(name=name, kind="predicted", mark="line", colour=colour, dashed=True, x=at, y=tuple(middle))
     return [band, line]
 
@@ -163,7 +163,7 @@ def _cell_series(levels: _Levels, along: Along) -> list[Series]:
         if inside:
             series.append(
                 Series(
-                    name="" if series else f"best shape of a fitted cell, {law.level:.0%} bootstrap interval",
+                    name="" if series else "best shape of a fitted cell",
                     kind="predicted",
                     mark="ring",
                     colour=levels.colour(size),
@@ -184,7 +184,7 @@ def _cell_series(levels: _Levels, along: Along) -> list[Series]:
 
 
 def _target_series(record: RunRecord, levels: _Levels, along: Along) -> list[Series]:
-    """What the law says of the target, and what the recommended shapes measured there."""
+    """What the law says of the target, and what the proposed shapes measured there."""
     N, D = levels.target
     level, at, series = levels.law.predict(N, D), along(N, D), []
     if isinstance(level, Predicted):
@@ -202,33 +202,29 @@ def _target_series(record: RunRecord, levels: _Levels, along: Along) -> list[Ser
                 labels=(f"best shape at N = {short(N)}, D = {short(D)}",),
             )
         )
-    if rows := _recommended_rows(record):
-        spans = tuple(None if (i := row.measured.interval) is None else (i.low, i.high) for row in rows)
+    held_out = () if record.recommendation is None else record.recommendation.held_out
+    for row in (row for row in held_out if row.role == "recommended"):
+        word, measured = standing(record, row), row.measured
         series.append(
             Series(
-                name="recommended shape at the target",
+                name=f"{word} shape at the target, mean of {plural(measured.num_samples, 'run')}",
                 kind=kind_of_losses(record),
                 mark="diamond",
-                colour="recommended",
-                x=tuple(along(row.architecture.num_parameters, D) for row in rows),
-                y=tuple(row.measured.value for row in rows),
-                y_interval=spans,
-                labels=tuple(row.architecture.label for row in rows),
+                colour=COLOUR_OF[word],
+                x=(along(row.architecture.num_parameters, D),),
+                y=(measured.value,),
+                y_interval=(None if (i := measured.interval) is None else (i.low, i.high),),
+                labels=(row.architecture.label,),
             )
         )
     return series
-
-
-def _recommended_rows(record: RunRecord) -> list[HeldOutLoss]:
-    held_out = () if record.recommendation is None else record.recommendation.held_out
-    return [row for row in held_out if row.role == "recommended"]
 
 
 def _caption(levels: _Levels) -> str:
     law, target = levels.law, levels.target
     words = [
         f"Dots: every run. Rings: loss of the best shape in each (N, D) cell, by the joint fit, with {law.level:.0%} "
-        "bootstrap intervals. Curves and bands: E + A/N^α + B/D^β through the cells."
+        "bootstrap intervals. Curves, of the best shape: E + A/N^α + B/D^β through the cells, with bands at that level."
     ]
     level = law.predict(*target)
     at = f"N = {short(target[0])}, D = {short(target[1])} tokens"

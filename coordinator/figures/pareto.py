@@ -9,6 +9,7 @@ from coordinator.choice import answered_hardware, measured_throughput, shortlist
 from coordinator.figures.figure import Axis, Colour, Figure, Guide, Kind, Series
 from coordinator.figures.formats import short
 from coordinator.figures.origin import kind_of_rates
+from coordinator.figures.standing import COLOUR_OF, proposal
 from coordinator.recommendation import HardwareAnswer
 from coordinator.record import RunRecord
 from coordinator.shapes import baseline_at, candidates_at
@@ -104,7 +105,7 @@ def _names(answer: HardwareAnswer | None, found: Shortlist, points: Iterable[int
     titles: dict[int, list[str]] = defaultdict(list)
     if answer is not None:
         index = found.candidates.index_of(answer.recommended)
-        titles[-1 if index is None else index].append("recommended")
+        titles[-1 if index is None else index].append(proposal(answer))
     for title, index in (("Surefire", found.surefire), ("Panda", found.panda), ("baseline", found.baseline)):
         if index is not None:
             titles[index].append(title)
@@ -113,12 +114,12 @@ def _names(answer: HardwareAnswer | None, found: Shortlist, points: Iterable[int
 
 
 def _colours(answer: HardwareAnswer | None, found: Shortlist) -> dict[int, Colour]:
-    """By index: recommended before baseline before the rest."""
+    """By index: what was proposed before the baseline before the rest."""
     colours: dict[int, Colour] = {found.baseline: "baseline"}
     if answer is not None:
         index = found.candidates.index_of(answer.recommended)
         if index is not None:
-            colours[index] = "recommended"
+            colours[index] = COLOUR_OF[proposal(answer)]
     return colours
 
 
@@ -130,10 +131,10 @@ def _front_series(found: Shortlist, points: list[_Point]) -> list[Series]:
         Series(
             name="Pareto front of the benchmarked shapes",
             kind="",
-            mark="step",
+            mark="line",
             colour="front",
-            x=tuple(point.rate.value for point in front),
-            y=tuple(point.loss.difference for point in front),
+            x=tuple(point.rate.value for point in front for _ in range(2))[:-1],
+            y=tuple(point.loss.difference for point in front for _ in range(2))[1:],
         )
     ]
 
@@ -148,7 +149,7 @@ def _point_series(points: list[_Point], kind: Kind) -> list[Series]:
         labels = tuple(f"{point.name}: {point.label}" for point in chosen)
         series += [
             Series(
-                name="" if series else "interval of the loss difference, vertical",
+                name="",
                 kind="predicted",
                 mark="bar",
                 colour=colour,
@@ -159,7 +160,7 @@ def _point_series(points: list[_Point], kind: Kind) -> list[Series]:
                 labels=labels,
             ),
             Series(
-                name="" if series else "interval of throughput, horizontal",
+                name="",
                 kind=kind,
                 mark="diamond",
                 colour=colour,
@@ -181,7 +182,7 @@ def _caption(record: RunRecord, found: Shortlist, points: list[_Point], hardware
         f"{load.input_tokens} input and {load.output_tokens} output tokens. Vertical: predicted, and paired with the "
         f"baseline within bootstrap replicates ({found.level:.0%} interval); lower is better. "
         f"N = {short(found.num_parameters)}, D = {short(found.num_tokens)} tokens. "
-        "Line: the Pareto front of the benchmarked shapes."
+        "Bars are the intervals. Line: the Pareto front of the benchmarked shapes."
     ]
     if not same_size(found.num_parameters, record.study.target.num_parameters):
         words.append(

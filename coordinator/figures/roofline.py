@@ -6,6 +6,7 @@ from typing import cast
 
 from coordinator.figures.absence import no_recommendation
 from coordinator.figures.figure import Axis, Colour, Figure, Series
+from coordinator.figures.standing import COLOUR_OF, Standing, proposed
 from coordinator.record import RunRecord
 from scaling.quantity import Predicted
 from scaling.serving import ServingPrediction
@@ -14,16 +15,17 @@ _MARGIN = 1.15
 
 
 def predictions_by(record: RunRecord) -> dict[str, dict[str, list[ServingPrediction]]]:
-    """Roofline predictions by hardware, then by role (recommended, baseline), in order of batch.
+    """Roofline predictions by hardware, then by role (recommended or refuted, baseline), in order of batch.
 
-    Where different shapes are recommended, each role names the hardware that it was measured on.
+    Where different shapes are proposed, each role names the hardware that it was measured on.
     """
     if record.recommendation is None:
         return {}
     answers = record.recommendation
+    words = proposed(record)
     different = [shape for shape in answers.recommended if shape != answers.baseline]
     shapes = {
-        "recommended" + (f" for {', '.join(answers.hardware_of(shape))}" if len(different) > 1 else ""): shape
+        words[shape] + (f" for {', '.join(answers.hardware_of(shape))}" if len(different) > 1 else ""): shape
         for shape in different
     }
     shapes["baseline"] = answers.baseline
@@ -40,7 +42,7 @@ def predictions_by(record: RunRecord) -> dict[str, dict[str, list[ServingPredict
 
 def colour_of(role: str) -> Colour:
     """The colour of a role, whatever hardware it names."""
-    return cast("Colour", role.partition(" ")[0])
+    return COLOUR_OF[cast("Standing", role.partition(" ")[0])]
 
 
 def roofline(record: RunRecord, hardware: str, *, name: str) -> Figure:

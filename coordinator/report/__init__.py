@@ -1,5 +1,6 @@
-"""The report: figures and one self-contained HTML document, from a RunRecord alone."""
+"""The report: every figure and fact of a run as HTML, Markdown or JSON, from a RunRecord alone."""
 
 from coordinator.report.page import render_report
+from coordinator.report.rendering import FORMATS, ReportFormat, render_as
 
-__all__ = ["render_report"]
+__all__ = ["FORMATS", "ReportFormat", "render_as", "render_report"]

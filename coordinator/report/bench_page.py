@@ -6,15 +6,12 @@ from typing import Any
 
 from coordinator.bench_record import BenchRecord, failures
 from coordinator.bench_verdicts import BenchComparison, BenchRow, Outcome, correction
-from coordinator.report.bench_figures import (
-    effective_batch,
-    look,
-    ratios,
-    throughput_by_effective,
-    throughput_by_requested,
-)
+from coordinator.figures.campaign import effective_batch, figures_of_campaign, look
+from coordinator.figures.figure import Colour
+from coordinator.figures.formats import count, digits, duration, moment, plural
+from coordinator.figures.shown import Shown, shown
+from coordinator.report.canvas import paint
 from coordinator.report.environment import render
-from coordinator.report.formats import Shown, count, duration, figure, moment, plural, shown
 from coordinator.report.tables import Fact, not_measured
 from scaling.observations import ServingObservation
 from scaling.throughput_comparison import ThroughputComparison
@@ -27,14 +24,13 @@ def render_bench(record: BenchRecord) -> str:
     """The page of a campaign, finished or not, without any external request.
 
     Raises:
-        UserError: matplotlib or jinja2 is not installed.
+        UserError: jinja2 is not installed.
     """
     return render(TEMPLATE, lambda: _context(record))
 
 
 def _context(record: BenchRecord) -> dict[str, Any]:
     campaign = record.campaign
-    blocks = (throughput_by_requested(record), throughput_by_effective(record), ratios(record))
     return {
         "record": record,
         "is_fake": campaign.recipe.engine == "fake",
@@ -44,7 +40,7 @@ def _context(record: BenchRecord) -> dict[str, Any]:
         "floors": [c.sentence for c in record.comparisons if c.is_control],
         "chips": chips(record),
         "caveats": caveats(record),
-        "figures": {block.name: block for block in blocks},
+        "figures": [paint(figure) for figure in figures_of_campaign(record)],
         "rows": [_bench_row(record, row) for row in record.rows],
         "with_processor": any(c.processor is not None for c in record.comparisons),
         "shapes": shape_rows(record),
@@ -145,7 +141,7 @@ def _bench_row(record: BenchRecord, row: BenchRow) -> BenchTableRow:
         running=absent if seen is None else shown(seen.mean_running_sequences),
         rate=absent if seen is None else shown(seen.output_tokens_per_second),
         interval=_interval(seen),
-        repeats=() if seen is None else tuple(figure(r.output_tokens_per_second, "tokens/s") for r in seen.repeats),
+        repeats=() if seen is None else tuple(digits(r.output_tokens_per_second, "tokens/s") for r in seen.repeats),
         processor_repeats=() if seen is None else _processor_rates(seen),
         variation="" if seen is None else f"{seen.coefficient_of_variation:.1%}",
         ratio="1 (first)" if comparison is None else _ratio(comparison.wall, "not compared"),
@@ -162,13 +158,13 @@ def _interval(seen: ServingObservation | None) -> str:
     rate = None if seen is None else seen.output_tokens_per_second
     if rate is None or rate.interval is None:
         return ""
-    return f"[{figure(rate.interval.low, rate.unit)}, {figure(rate.interval.high, rate.unit)}]"
+    return f"[{digits(rate.interval.low, rate.unit)}, {digits(rate.interval.high, rate.unit)}]"
 
 
 def _processor_rates(seen: ServingObservation) -> tuple[str, ...]:
     """Output tokens per second of processor time, where it was taken."""
     return tuple(
-        figure(repeat.num_output_tokens / repeat.processor_seconds, "tokens/s")
+        digits(repeat.num_output_tokens / repeat.processor_seconds, "tokens/s")
         for repeat in seen.repeats
         if repeat.processor_seconds
     )
@@ -195,7 +191,7 @@ def _latencies(seen: ServingObservation) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def shape_rows(record: BenchRecord) -> list[tuple[str, str, list[str]]]:
+def shape_rows(record: BenchRecord) -> list[tuple[Colour, str, list[str]]]:
     """Colour, name and what is counted of each candidate."""
     rows = []
     for number, candidate in enumerate(record.campaign.candidates):

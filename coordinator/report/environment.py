@@ -14,10 +14,9 @@ def render(template: str, make_context: Callable[[], Mapping[str, Any]]) -> str:
     Files are those of this package, and the palette that it shares with the dashboard.
 
     Raises:
-        UserError: matplotlib or jinja2 is not installed.
+        UserError: jinja2 is not installed.
     """
     try:
-        import matplotlib  # noqa: F401 - a missing one is told here, before anything is drawn
         from jinja2 import Environment, PackageLoader, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:

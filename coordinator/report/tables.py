@@ -2,46 +2,48 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from agent.assignment import TrainAssignment
 from coordinator.analysis import Analysis
-from coordinator.recommendation import HardwareAnswer, HeldOutLoss, Recommendation
-from coordinator.record import RunRecord
-from coordinator.report.formats import (
+from coordinator.figures.formats import (
     NATS,
-    Shown,
     between,
     count,
+    digits,
     duration,
-    figure,
     moment,
     plural,
     short,
-    shown,
 )
-from coordinator.report.run_figures import predictions_by
+from coordinator.figures.roofline import predictions_by
+from coordinator.figures.shown import Shown, shown
+from coordinator.figures.standing import Standing, proposal, standing
+from coordinator.recommendation import HardwareAnswer, HeldOutLoss, Recommendation
+from coordinator.record import RunRecord
 from coordinator.store import TrialRow
 from coordinator.throughput_ranking import RankedShape
+from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.law_fit import Optimum
 from scaling.observations import Provenance, ServingObservation
-from scaling.quantity import NotMeasured, Predicted
+from scaling.quantity import Interval, NotMeasured, Predicted
 
 _MAX_VALUES_SHOWN = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fact:
+class Fact(Value):
     """One named fact; `note` explains it or says why there is none."""
 
     name: str
     value: str
     note: str = ""
+    number: float | None = None
+    """The value for programs, in the unit of `unit`; null where it is none or no number."""
+    unit: str = ""
+    interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRow:
+class RunRow(Value):
     """One trial in the table of all runs; numbers come with the value to sort by."""
 
     trial_id: str
@@ -63,19 +65,17 @@ class RunRow:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOutRow:
+class HeldOutRow(Value):
     """One shape trained at the target."""
 
-    role: str
+    role: Standing
     shape: str
     predicted: Shown
     measured: Shown
     error: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServingRow:
+class ServingRow(Value):
     """One serving benchmark."""
 
     shape: str
@@ -90,8 +90,7 @@ class ServingRow:
     device: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class RateCell:
+class RateCell(Value):
     """One shape on one hardware: measured, and predicted from the other shapes' runs there."""
 
     roles: str
@@ -99,21 +98,56 @@ class RateCell:
     predicted: Shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class RateRow:
+class RateRow(Value):
     """Throughput of one shape on every hardware, in the order of the answers."""
 
     shape: str
     cells: tuple[RateCell, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RooflineRow:
+class RooflineRow(Value):
     """One requested batch on one device: effective batch and predicted output tokens/s by role."""
 
     hardware: str
     batch: int
     cells: tuple[tuple[str, str, str], ...]
+
+
+class PlannedRow(Value):
+    """One trial of a plan, and why it was made."""
+
+    trial_id: str
+    role: str
+    shape: str
+    reason: str
+
+
+class PlanRow(Value):
+    """What one stage added to the queue."""
+
+    stage: str
+    notes: tuple[str, ...]
+    trials: tuple[PlannedRow, ...]
+
+
+def plan_rows(record: RunRecord) -> list[PlanRow]:
+    """Every plan, in the order they were made."""
+    return [
+        PlanRow(
+            stage=plan.stage,
+            notes=plan.notes,
+            trials=tuple(
+                PlannedRow(
+                    trial_id=trial.trial_id,
+                    role=trial.role,
+                    shape=trial.assignment.architecture.label,
+                    reason=trial.reason,
+                )
+                for trial in plan.trials
+            ),
+        )
+        for plan in record.plans
+    ]
 
 
 def run_rows(record: RunRecord) -> list[RunRow]:
@@ -173,25 +207,20 @@ def fit_facts(analysis: Analysis, heldout_error_ratio: float | None) -> list[Fac
     no_law = "no law was fitted" if fit.law is None else "the fit did not give one"
     return [
         Fact(name="Law", value=fit.form, note=f"reference loss per cell: {fit.reference}"),
-        Fact(name="Runs fitted", value=str(fit.num_points), note=freedom),
+        Fact(name="Runs fitted", value=str(fit.num_points), note=freedom, number=fit.num_points, unit="runs"),
         Fact(name="Converged", value="yes" if fit.converged else "no"),
-        _optional("x*", _optimum(fit.x_opt), "", fit.x_opt_reason or no_law),
-        _optional("r*", _optimum(fit.r_opt), "", fit.r_opt_reason or no_law),
-        _optional(
-            "Noise of one run (sd over seeds)", _nats(fit.pure_error_sd), _NOISE_NOTE, fit.pure_error_reason or no_law
-        ),
-        _optional("Residual sd of the fit", _nats(fit.residual_sd), "noise and misfit together", no_law),
-        _optional("Lack of fit", None if p is None else f"p = {p:.3g}", _lack_of_fit(p), _NO_TEST),
-        _optional("Condition number", None if condition is None else f"{condition:.3g}", _CONDITION_NOTE, no_law),
-        _optional(
-            "Held-out error",
-            None if heldout_error_ratio is None else f"{heldout_error_ratio:.2%}",
-            "median |predicted − measured| / measured at the target; no interval: too few shapes",
-            "no shape has both a predicted and a measured loss at the target",
-        ),
+        _optimum("x*", fit.x_opt, fit.x_opt_reason or no_law),
+        _optimum("r*", fit.r_opt, fit.r_opt_reason or no_law),
+        _nats("Noise of one run (sd over seeds)", fit.pure_error_sd, _NOISE_NOTE, fit.pure_error_reason or no_law),
+        _nats("Residual sd of the fit", fit.residual_sd, "noise and misfit together", no_law),
+        _number("Lack of fit", p, f"p = {p or 0:.3g}", _lack_of_fit(p), _NO_TEST),
+        _number("Condition number", condition, f"{condition or 0:.3g}", _CONDITION_NOTE, no_law),
+        _number("Held-out error", heldout_error_ratio, f"{heldout_error_ratio or 0:.2%}", _ERROR_NOTE, _NO_ERROR),
     ]
 
 
+_ERROR_NOTE = "median |predicted − measured| / measured at the target; no interval: too few shapes"
+_NO_ERROR = "no shape has both a predicted and a measured loss at the target"
 _NOISE_NOTE = "from replicates that differ in the seed alone; no interval: few degrees of freedom"
 
 
@@ -199,17 +228,22 @@ _CONDITION_NOTE = "of the design: 1 is ideal; large means that the runs cannot t
 _NO_TEST = "no test: it needs replicates and more shapes than coefficients"
 
 
-def _optional(name: str, value: str | None, note: str, reason: str) -> Fact:
+def _number(name: str, number: float | None, value: str, note: str, reason: str, *, unit: str = "") -> Fact:
     """A fact with its note, or "none" with the reason."""
-    return Fact(name=name, value="none", note=reason) if value is None else Fact(name=name, value=value, note=note)
+    if number is None:
+        return Fact(name=name, value="none", note=reason)
+    return Fact(name=name, value=value, note=note, number=number, unit=unit)
 
 
-def _optimum(optimum: Optimum | None) -> str | None:
-    return None if optimum is None else f"{optimum.value:.3g} {between(optimum.interval)}"
+def _optimum(name: str, optimum: Optimum | None, reason: str) -> Fact:
+    if optimum is None:
+        return Fact(name=name, value="none", note=reason)
+    text = f"{optimum.value:.3g} {between(optimum.interval)}"
+    return Fact(name=name, value=text, number=optimum.value, unit="dimensionless", interval=optimum.interval)
 
 
-def _nats(value: float | None) -> str | None:
-    return None if value is None else f"{figure(value, NATS)} {NATS}"
+def _nats(name: str, value: float | None, note: str, reason: str) -> Fact:
+    return _number(name, value, f"{digits(value or 0, NATS)} {NATS}", note, reason, unit=NATS)
 
 
 def _lack_of_fit(p: float | None) -> str:
@@ -226,17 +260,17 @@ def fit_messages(analysis: Analysis) -> list[str]:
     return [*own, *(f"{of}: {text}" for of, text in others if text not in own)]
 
 
-def held_out_rows(recommendation: Recommendation | None) -> list[HeldOutRow]:
+def held_out_rows(record: RunRecord) -> list[HeldOutRow]:
     """Predicted beside measured loss of every shape trained at the target."""
     return [
         HeldOutRow(
-            role=row.role,
+            role=standing(record, row),
             shape=row.architecture.label,
             predicted=shown(row.predicted),
             measured=shown(row.measured),
             error=_relative_error(row),
         )
-        for row in (recommendation.held_out if recommendation else ())
+        for row in (record.recommendation.held_out if record.recommendation else ())
     ]
 
 
@@ -272,8 +306,8 @@ def serving_rows(record: RunRecord) -> list[ServingRow]:
 
 
 def roles_in(answer: HardwareAnswer, shape: Architecture) -> str:
-    """What a shape is for one hardware: recommended, Panda, Surefire, baseline; empty for any other."""
-    roles = ["recommended"] if shape == answer.recommended else []
+    """What a shape is for one hardware: recommended or refuted, Panda, Surefire, baseline; empty for any other."""
+    roles: list[str] = [proposal(answer)] if shape == answer.recommended else []
     for one in answer.answer.shapes:
         if one.architecture == shape:
             roles += [role for role in ("panda", "surefire", "baseline") if role in one.roles]

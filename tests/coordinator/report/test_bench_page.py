@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from coordinator.report.bench_figures import ratios, throughput_by_effective, throughput_by_requested
+from coordinator.figures.campaign import figures_of_campaign, ratios, throughput_by_effective, throughput_by_requested
 from coordinator.report.bench_page import chips, render_bench
 
 A, AGAIN = [100.0, 101.0, 99.0], [100.5, 99.5, 100.0]
@@ -71,17 +71,17 @@ def test_chips_count_the_outcomes(record):
 
 
 def test_all_three_figures_are_drawn_with_units_and_the_noise_floor(record):
-    for block in (throughput_by_requested(record), throughput_by_effective(record), ratios(record)):
-        assert block.svg is not None
-        assert "tokens/s" in block.svg
-        assert "(sequences)" in block.svg or "running sequences" in block.svg
-        assert {entry.kind for entry in block.legend} == {"measured"}
-    assert "noise floor: a again" in [entry.text for entry in ratios(record).legend]
+    for figure in figures_of_campaign(record):
+        assert "sequences" in figure.x.unit
+        assert {series.kind for series in figure.series} == {"measured"}
+        assert render_bench(record).count(f'<figure id="figure-{figure.name}"') == 1
+    assert throughput_by_requested(record).y.unit == "tokens/s"
+    assert "noise floor: a again" in [series.name for series in ratios(record).series]
 
 
 def test_an_invalid_row_is_in_the_table_but_not_drawn(make_bench):
     record = make_bench(RATES, results={"b": {"logits_finite": False}})
-    assert "b" not in [entry.text for entry in throughput_by_requested(record).legend]
+    assert "b" not in [series.name for series in throughput_by_requested(record).series]
     page = Reader(render_bench(record)).text
     assert "131" in page
     assert "an invalid measurement (nan)" in page
@@ -93,7 +93,7 @@ def test_the_effective_batch_is_what_ran_not_what_was_asked_for(make_bench):
     record = make_bench(RATES, results=told)
     page = Reader(render_bench(record)).text
     assert "the rest waited" in page
-    assert "0.5" in throughput_by_effective(record).svg
+    assert throughput_by_effective(record).x.ticks[0] == 0.5
     assert "the rest waited" not in Reader(render_bench(make_bench(RATES))).text
 
 

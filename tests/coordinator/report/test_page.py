@@ -10,13 +10,12 @@ import pytest
 
 from agent.assignment import BenchAssignment
 from coordinator.database import Database
+from coordinator.figures.catalogue import entries
 from coordinator.record import RunRecord, read_record
 from coordinator.report import render_report
 from coordinator.schema import COLUMNS, checksum
 from coordinator.store import FILE_NAME
 from scaling.quantity import Interval, Measured, NotMeasured
-
-FIGURES = ("loss-x", "loss-r", "held-out", "pareto", "reference", "optima", "roofline", "timeline")
 
 
 class _Reader(HTMLParser):
@@ -80,11 +79,12 @@ def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
     assert re.findall(r"url\((?!#)", page) == []
 
 
-def test_every_figure_is_drawn_and_identifiers_do_not_collide(page: str) -> None:
+def test_every_figure_is_drawn_and_identifiers_do_not_collide(page: str, finished: RunRecord) -> None:
     ids = read(page).ids
     assert len(ids) == len(set(ids))
-    assert page.count('<svg role="img"') == len(FIGURES)
-    assert {f"figure-{name}" for name in FIGURES} <= set(ids)
+    names = [entry.name for entry in entries(finished)]
+    assert page.count('<svg role="img"') == len(names)
+    assert {f"figure-{name}" for name in names} <= set(ids)
 
 
 def test_figures_refer_only_to_identifiers_that_exist(page: str) -> None:
@@ -96,10 +96,10 @@ def test_figures_refer_only_to_identifiers_that_exist(page: str) -> None:
 
 def test_figures_take_their_colours_from_the_style_sheet(page: str) -> None:
     used, style = set(re.findall(r"var\(--([a-z0-9-]+)\)", page)), page[: page.index("</style>")]
-    light, dark = style.split("prefers-color-scheme: dark")
+    light, dark, chosen_dark = re.split(r"@media \(prefers-color-scheme: dark\)|:root\[data-theme=.dark.\]", style)
     for name in used:
-        assert f"--{name}:" in light
-        assert f"--{name}:" in dark
+        for theme in (light, dark, chosen_dark):
+            assert f"--{name}:" in theme
     assert "#01" not in page, "a placeholder colour was left"
 
 
@@ -161,7 +161,7 @@ def test_changing_an_observation_in_the_store_changes_table_and_figures(finished
     assert f"{higher.loss:.4f} ±" not in before
     assert f"{higher.loss:.4f} ±" in after
     assert _figure(before, "loss-x") != _figure(after, "loss-x")
-    assert _figure(before, "roofline") == _figure(after, "roofline")
+    assert _figure(before, "roofline-h200") == _figure(after, "roofline-h200")
 
 
 def _figure(page: str, name: str) -> str:
@@ -189,7 +189,8 @@ def test_runs_before_the_first_fit_are_drawn_without_a_curve(simulate) -> None:
     html = render_report(simulation.record())
     assert "Nothing was fitted yet." in _figure(html, "loss-x")
     assert '<svg role="img"' in _figure(html, "loss-x")
-    assert "Not drawn" in _figure(html, "reference")
+    assert "No curve: nothing was fitted yet." in _figure(html, "reference")
+    assert "Not drawn" in _figure(html, "residuals")
 
 
 def test_a_fit_without_a_law_gives_its_reason(simulate) -> None:
@@ -237,7 +238,7 @@ def test_a_study_without_foreign_hardware_has_no_roofline(finished: RunRecord) -
     assert finished.recommendation is not None
     bare = finished.recommendation.model_copy(update={"gpu_predictions": ()})
     figure = _figure(render_report(replace(finished, recommendation=bare)), "roofline")
-    assert "the study names no hardware to predict for" in figure
+    assert "no other hardware was predicted for" in figure
 
 
 def test_a_target_that_no_prediction_reaches_gives_the_reason(finished: RunRecord) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from coordinator.report.formats import between, duration, figure, plural, short, shown
+from coordinator.figures.formats import between, digits, duration, plural, short
+from coordinator.figures.shown import shown
 from scaling.quantity import Interval, Measured, NotMeasured, Predicted
 
 INTERVAL = Interval(low=1200.4, high=1310.2, level=0.95, method="t over repeats")
@@ -39,7 +40,7 @@ def test_differences_carry_their_sign() -> None:
     [(3.61749, "nats/token", "3.6175"), (12345.6, "", "12,346"), (0.27345, "", "0.2735"), (8, "sequences", "8")],
 )
 def test_numbers_have_the_digits_their_unit_deserves(value: float, unit: str, text: str) -> None:
-    assert figure(value, unit) == text
+    assert digits(value, unit) == text
 
 
 def test_intervals_state_level_and_method() -> None:
