@@ -5,7 +5,7 @@ could run as they are, priced by the speed that was measured on its agents. All 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,7 +83,9 @@ def extra_run(
         token_scale=token_scale,
     )
     shapes, runs = _possible(study, analysis, speed, slowdown)
-    found = decisive_run(fit, chosen.shortlist, runs, reference=analysis.reference)
+    # Where Panda is proposed, for its loss and not for its throughput, another Panda is another answer.
+    shortlist = chosen.shortlist if chosen.role == "surefire" else replace(chosen.shortlist, throughput=None)
+    found = decisive_run(fit, shortlist, runs, reference=analysis.reference)
     if found is None:
         return NotMeasured(reason="the noise of one run is not known: the fit has no residual degrees of freedom")
     if found.probability_of_change < UNLIKELY:

@@ -51,7 +51,9 @@ class Problem(Value):
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     304: {"description": "Nothing has changed since the answer with this ETag."},
+    400: {"model": Problem, "description": "The dashboard is not known by this name."},
     401: {"model": Problem, "description": "A token is needed."},
+    403: {"model": Problem, "description": "The token is for something else."},
     404: {"model": Problem, "description": "There is none of this name."},
     422: {"model": Problem, "description": "A parameter cannot be used."},
     503: {"model": Problem, "description": "The store cannot be read."},
@@ -98,7 +100,7 @@ def create_app(
     )
     app.state.hub = hub
     app.include_router(api_router(source), responses=PROBLEMS)
-    app.include_router(stream_router(hub), responses={401: PROBLEMS[401], 503: PROBLEMS[503]})
+    app.include_router(stream_router(hub), responses={code: PROBLEMS[code] for code in (400, 401, 403, 422, 503)})
     app.include_router(_shell_router())
     app.include_router(_probe_router(is_ready))
     if access.book is not None:
@@ -115,7 +117,7 @@ def _shell_router() -> APIRouter:
     files, palette = StaticFiles(directory=STATIC), StaticFiles(directory=PALETTE)
 
     async def shell(request: Request) -> Response:
-        if not _SHELL_PATH.search(request.url.path):
+        if not _SHELL_PATH.search(request.scope["path"]):  # `request.url` has lost its newlines
             raise HTTPException(404, "There is no page of this name.")
         return await files.get_response("index.html", request.scope)
 

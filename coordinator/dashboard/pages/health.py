@@ -46,7 +46,6 @@ class HealthFacts:
     loop_unix: float | None
     agents: Sequence[AgentRow]
     quarantined: Mapping[str, str]
-    num_queued: int
     missing_hardware: Mapping[str, int]
     """Queued benchmarks by the hardware that they ask for and no living agent has."""
     canary_deviations: Mapping[str, float]

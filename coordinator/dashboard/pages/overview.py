@@ -416,7 +416,6 @@ def _facts(
         loop_unix=None if loop is None else float(loop),
         agents=agents,
         quarantined=quarantined(store),
-        num_queued=sum(one.num for one in counts if one.state == "queued"),
         missing_hardware={kind: num for kind, num in queued.items() if kind is not None and kind not in live},
         canary_deviations={one.agent: canaries[one.agent] for one in agents if one.agent in canaries},
         num_attempts=sum(one.num for one in attempts if one.outcome != "interrupted"),

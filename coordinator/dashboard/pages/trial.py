@@ -9,7 +9,7 @@ from coordinator.dashboard.pages.trial_figures import attempts_figure, curve_fig
 from coordinator.dashboard.pages.trials import TrialLine, trial_lines
 from coordinator.dashboard.reads import Ending, PageReader
 from coordinator.figures.figure import Figure
-from coordinator.figures.formats import NATS
+from coordinator.figures.formats import NATS, plural
 from coordinator.forecast import describe
 from coordinator.record import is_simulated
 from coordinator.store_rows import AttemptRow
@@ -287,7 +287,7 @@ def _serving(run: ServingObservation, *, simulated: bool) -> ServingNumbers:
 def _why_none(line: TrialLine) -> str:
     match line.state:
         case "queued":
-            again = f" again after {line.num_attempts} attempts" if line.num_attempts else ""
+            again = f" again after {plural(line.num_attempts, 'attempt')}" if line.num_attempts else ""
             return f"It waits{again}: no result yet."
         case "running":
             return f"It runs, {line.done_fraction:.0%} done: no result yet."
