@@ -429,10 +429,11 @@ export function describe(figure, series, index) {
 
 function quantity(axis, value, interval) {
   const say = (one) => (axis.categories.length ? (axis.categories[Math.round(one)] ?? "") : number(one, axis.unit));
+  const unit = axis.unit && !axis.categories.length ? ` ${axis.unit}` : "";
   return {
     name: axis.label || axis.unit,
-    value: value === null ? "" : say(value) + (axis.unit && !axis.categories.length ? ` ${axis.unit}` : ""),
-    interval: interval ? `${say(interval[0])} to ${say(interval[1])}` : "",
+    value: value === null ? "" : say(value) + unit,
+    interval: interval ? `${say(interval[0])} to ${say(interval[1])}${value === null ? unit : ""}` : "",
   };
 }
 
