@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from coordinator.analysis import same_size
-from coordinator.figures.figure import Axis, Figure, Guide, Kind, Series
+from coordinator.figures.figure import Axis, Colour, Figure, Guide, Kind, Series
 from coordinator.figures.formats import NATS, count, short
 from coordinator.figures.origin import kind_of_losses
 from coordinator.figures.scales import (
@@ -130,22 +130,27 @@ def _run_series(runs: Sequence[TrainingObservation], axis: ShapeAxis, fit: LawFi
     series = []
     for step, (low, high) in enumerate(pairwise(edges), start=1):
         inside = [run for run in runs if _step(coordinate(run, other), edges) == step]
-        fitted = [run for run in inside if is_fitted(run, fit)]
-        for chosen, is_cross in ((fitted, False), ([run for run in inside if run not in fitted], True)):
+        for is_cross in (False, True):
+            chosen = [run for run in inside if is_fitted(run, fit) != is_cross]
+            name = f"{other} {low:.2g} to {high:.2g}{', r outside the law: not fitted' if is_cross else ''}"
             if chosen:
-                series.append(
-                    Series(
-                        name=f"{other} {low:.2g} to {high:.2g}{', r outside the law: not fitted' if is_cross else ''}",
-                        kind=kind,
-                        mark="cross" if is_cross else "dot",
-                        colour=scale_colour(step - 1, len(edges) - 1),
-                        x=tuple(coordinate(run, axis) for run in chosen),
-                        y=tuple(run.loss for run in chosen),
-                        labels=tuple(map(run_label, chosen)),
-                        trial_ids=tuple(run.assignment_id for run in chosen),
-                    )
-                )
+                series.append(_marks(chosen, axis, name, kind, scale_colour(step - 1, len(edges) - 1), is_cross))
     return series
+
+
+def _marks(
+    runs: Sequence[TrainingObservation], axis: ShapeAxis, name: str, kind: Kind, colour: Colour, is_cross: bool
+) -> Series:
+    return Series(
+        name=name,
+        kind=kind,
+        mark="cross" if is_cross else "dot",
+        colour=colour,
+        x=tuple(coordinate(run, axis) for run in runs),
+        y=tuple(run.loss for run in runs),
+        labels=tuple(map(run_label, runs)),
+        trial_ids=tuple(run.assignment_id for run in runs),
+    )
 
 
 def _edges(values: Sequence[float]) -> Floats:

@@ -6,7 +6,7 @@ from coordinator.figures.formats import NATS, between, digits, plural
 from hwprofiles.value import Value
 from scaling.quantity import Measured, NotMeasured, Quantity
 
-ShownKind = Literal["measured", "predicted", "not measured"]
+ShownKind = Literal["measured", "predicted", "simulated", "not measured"]
 
 
 class Shown(Value):
@@ -20,12 +20,15 @@ class Shown(Value):
     note: str = ""
 
 
-def shown(quantity: Quantity, *, signed: bool = False) -> Shown:
-    """A quantity with everything that a reader has to know of it; `signed` writes a plus sign."""
+def shown(quantity: Quantity, *, signed: bool = False, simulated: bool = False) -> Shown:
+    """A quantity with everything that a reader has to know of it; `signed` writes a plus sign.
+
+    What a `simulated` fleet or engine reports stands in place of a measurement, and says so.
+    """
     if isinstance(quantity, NotMeasured):
         return Shown(kind="not measured", note=quantity.reason)
     if isinstance(quantity, Measured):
-        kind: ShownKind = "measured"
+        kind: ShownKind = "simulated" if simulated else "measured"
         origin = plural(quantity.num_samples, "run" if quantity.unit == NATS else "repeat")
     else:
         kind, origin = "predicted", quantity.basis

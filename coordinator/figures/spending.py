@@ -9,7 +9,7 @@ from coordinator.figures.timeline import time_unit
 from coordinator.record import RunRecord
 from coordinator.store import TrialRow
 
-_COLOURS: dict[str, Colour] = {"training": "front", "serving": "serving"}
+_PHASES: dict[str, tuple[str, Colour]] = {"train": ("training", "space"), "bench": ("serving benchmarks", "serving")}
 
 
 def spending(record: RunRecord) -> Figure:
@@ -45,11 +45,12 @@ def _since(record: RunRecord, trial: TrialRow) -> float:
 
 def _steps(record: RunRecord, phase: str, trials: list[TrialRow], scale: float, spent_scale: float) -> Series:
     spent = accumulate(trial.spent_seconds / spent_scale for trial in trials)
+    name, colour = _PHASES.get(phase, (phase, "ink"))
     return Series(
-        name=phase,
+        name=name,
         kind=kind_of_losses(record),
         mark="step",
-        colour=_COLOURS.get(phase, "ink"),
+        colour=colour,
         x=(0.0, *(_since(record, trial) / scale for trial in trials)),
         y=(0.0, *spent),
     )

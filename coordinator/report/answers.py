@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from coordinator.figures.formats import between, count
+from coordinator.figures.formats import count
+from coordinator.figures.origin import kind_of_losses, kind_of_rates
 from coordinator.figures.shown import Shown, shown
 from coordinator.figures.standing import Standing, proposal
 from coordinator.recommendation import HardwareAnswer, Recommendation
 from coordinator.record import RunRecord
-from coordinator.report.tables import not_measured
+from coordinator.speedup import Speedup, speedup
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
-from scaling.quantity import Measured, NotMeasured
-from scaling.throughput_comparison import compare_throughput
+from scaling.quantity import NotMeasured
 
 
 class Card(Value):
@@ -52,7 +52,7 @@ def answer_cards(record: RunRecord, recommendation: Recommendation) -> list[Answ
 
 
 def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAnswer) -> AnswerCards:
-    throughput = _throughput_card(record, recommendation, answer)
+    found = speedup(answer, recommendation.baseline, record.serving.values())
     ranking = answer.throughput_ranking
     words = "" if ranking is None else f"{ranking.sentence()} Predictions of shapes not measured: {ranking.basis}."
     return AnswerCards(
@@ -60,14 +60,14 @@ def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAn
         engine=answer.engine,
         dtype=answer.dtype,
         sentence=answer.sentence(),
-        verdicts=_verdicts(answer, recommendation.baseline, throughput.comparison),
+        verdicts=_verdicts(answer, recommendation.baseline, found),
         standing=proposal(answer),
         role=answer.role,
         shape=answer.recommended.label,
         baseline=recommendation.baseline.label,
         shape_facts=tuple(shape_facts(answer.recommended)),
-        loss=_loss_card(recommendation, answer),
-        throughput=throughput,
+        loss=_loss_card(recommendation, answer, simulated=kind_of_losses(record) == "simulated"),
+        throughput=_throughput_card(answer, found, simulated=kind_of_rates(record) == "simulated"),
         reasons=answer.answer.reasons,
         ranking=words,
     )
@@ -84,7 +84,7 @@ def verdicts(answers: Sequence[AnswerCards]) -> list[str]:
     ]
 
 
-def _verdicts(answer: HardwareAnswer, baseline: Architecture, ratio: Shown) -> tuple[str, ...]:
+def _verdicts(answer: HardwareAnswer, baseline: Architecture, found: Speedup) -> tuple[str, ...]:
     if answer.recommended == baseline:
         return ("the baseline itself",)
     losses = {
@@ -93,54 +93,45 @@ def _verdicts(answer: HardwareAnswer, baseline: Architecture, ratio: Shown) -> t
         "worse": "keep the baseline: the proposed shape has a higher loss",
         None: "loss not compared",
     }
-    speeds = {"faster": "faster than the baseline", "slower": "slower than the baseline"}
-    speed = "speed not compared" if ratio.kind == "not measured" else speeds.get(ratio.note, "a tie in speed")
-    return losses[answer.measured_verdict], speed
+    speeds = {
+        "faster": "faster than the baseline",
+        "slower": "slower than the baseline",
+        "a tie": "a tie in speed",
+        "not compared": "speed not compared",
+    }
+    return losses[answer.measured_verdict], speeds[found.verdict]
 
 
-def _loss_card(recommendation: Recommendation, answer: HardwareAnswer) -> Card:
+def _ratio(found: Speedup, *, simulated: bool) -> Shown:
+    """The ratio to three decimals, with its verdict."""
+    ratio = shown(found.ratio, simulated=simulated)
+    if isinstance(found.ratio, NotMeasured):
+        return ratio
+    return ratio.model_copy(update={"value": f"{found.ratio.value:.3f}", "note": f"{ratio.note}; {found.verdict}"})
+
+
+def _loss_card(recommendation: Recommendation, answer: HardwareAnswer, *, simulated: bool) -> Card:
     """Measured losses at the target. A proposed shape that is the baseline itself has one measurement for both."""
     by_shape = {row.architecture: row.measured for row in recommendation.held_out}
     missing = NotMeasured(reason="no finished run at the target")
     return Card(
         title="Held-out loss at the target",
-        proposed=shown(by_shape.get(answer.recommended, missing)),
-        baseline=shown(by_shape.get(recommendation.baseline, missing)),
+        proposed=shown(by_shape.get(answer.recommended, missing), simulated=simulated),
+        baseline=shown(by_shape.get(recommendation.baseline, missing), simulated=simulated),
         comparison_name="difference",
-        comparison=shown(answer.loss_difference, signed=True),
+        comparison=shown(answer.loss_difference, signed=True, simulated=simulated),
     )
 
 
-def _throughput_card(record: RunRecord, recommendation: Recommendation, answer: HardwareAnswer) -> Card:
+def _throughput_card(answer: HardwareAnswer, found: Speedup, *, simulated: bool) -> Card:
     """Measured output tokens/s, and their ratio."""
     return Card(
         title=f"Serving throughput on {answer.hardware}",
-        proposed=shown(answer.recommended_throughput),
-        baseline=shown(answer.baseline_throughput),
+        proposed=shown(answer.recommended_throughput, simulated=simulated),
+        baseline=shown(answer.baseline_throughput, simulated=simulated),
         comparison_name="ratio",
-        comparison=_throughput_ratio(record, recommendation.baseline, answer),
+        comparison=_ratio(found, simulated=simulated),
     )
-
-
-def _throughput_ratio(record: RunRecord, baseline: Architecture, answer: HardwareAnswer) -> Shown:
-    if answer.recommended == baseline:
-        return not_measured("the recommended shape is the baseline itself")
-    there = [one for one in record.serving.values() if one.provenance.hardware == answer.hardware]
-    newest = {one.architecture: one for one in there}
-    pair = [newest.get(shape) for shape in (baseline, answer.recommended)]
-    found = [one for one in pair if one is not None]
-    rates = (answer.recommended_throughput, answer.baseline_throughput)
-    if len(found) < 2 or not all(isinstance(rate, Measured) for rate in rates):
-        return not_measured("one of the two has no valid benchmark")
-    try:
-        comparison = compare_throughput(found)[0]
-    except ValueError as error:
-        return not_measured(str(error))
-    note = comparison.verdict.partition(":")[0]
-    if comparison.interval is None:
-        return Shown(kind="measured", value=f"{comparison.ratio:.3f}", unit="×", note=f"no interval: {note}")
-    interval = between(comparison.interval)
-    return Shown(kind="measured", value=f"{comparison.ratio:.3f}", unit="×", interval=interval, note=note)
 
 
 def shape_facts(shape: Architecture) -> list[tuple[str, str]]:

@@ -15,10 +15,11 @@ from coordinator.figures.formats import (
     plural,
     short,
 )
+from coordinator.figures.origin import kind_of_rates
 from coordinator.figures.roofline import predictions_by
 from coordinator.figures.shown import Shown, shown
 from coordinator.figures.standing import Standing, proposal, standing
-from coordinator.recommendation import HardwareAnswer, HeldOutLoss, Recommendation
+from coordinator.recommendation import HardwareAnswer, HeldOutLoss
 from coordinator.record import RunRecord
 from coordinator.store import TrialRow
 from coordinator.throughput_ranking import RankedShape
@@ -252,14 +253,6 @@ def _lack_of_fit(p: float | None) -> str:
     return "F test against the replicates: no misfit beyond the noise is shown"
 
 
-def fit_messages(analysis: Analysis) -> list[str]:
-    """Everything that the fits say of themselves, each sentence once."""
-    own = analysis.law_fit.messages
-    others = [("All sizes together", text) for text in analysis.pooled.messages]
-    others += [(f"N = {short(size)}", text) for size, fit in analysis.by_size for text in fit.messages]
-    return [*own, *(f"{of}: {text}" for of, text in others if text not in own)]
-
-
 def held_out_rows(record: RunRecord) -> list[HeldOutRow]:
     """Predicted beside measured loss of every shape trained at the target."""
     return [
@@ -267,7 +260,7 @@ def held_out_rows(record: RunRecord) -> list[HeldOutRow]:
             role=standing(record, row),
             shape=row.architecture.label,
             predicted=shown(row.predicted),
-            measured=shown(row.measured),
+            measured=shown(row.measured, simulated=record.is_simulated),
             error=_relative_error(row),
         )
         for row in (record.recommendation.held_out if record.recommendation else ())
@@ -283,6 +276,7 @@ def _relative_error(row: HeldOutLoss) -> str:
 def serving_rows(record: RunRecord) -> list[ServingRow]:
     """Every finished benchmark."""
     answers = {} if record.recommendation is None else {one.hardware: one for one in record.recommendation.answers}
+    simulated = kind_of_rates(record) == "simulated"
 
     def roles(one: ServingObservation) -> str:
         answer = answers.get(one.provenance.hardware)
@@ -293,10 +287,10 @@ def serving_rows(record: RunRecord) -> list[ServingRow]:
             shape=one.architecture.label,
             roles=roles(one),
             repeats=tuple(f"{repeat.output_tokens_per_second:,.0f}" for repeat in one.repeats),
-            rate=shown(one.output_tokens_per_second),
+            rate=shown(one.output_tokens_per_second, simulated=simulated),
             variation=f"{one.coefficient_of_variation:.1%}",
-            running=shown(one.mean_running_sequences),
-            energy=shown(one.joules_per_output_token),
+            running=shown(one.mean_running_sequences, simulated=simulated),
+            energy=shown(one.joules_per_output_token, simulated=simulated),
             flags=one.flags,
             engine=f"{one.recipe.engine} {one.engine_version}, {one.recipe.dtype}",
             device=f"{one.provenance.device} ({one.provenance.hardware})",
@@ -314,8 +308,9 @@ def roles_in(answer: HardwareAnswer, shape: Architecture) -> str:
     return ", ".join(roles)
 
 
-def rate_rows(recommendation: Recommendation | None) -> list[RateRow]:
+def rate_rows(record: RunRecord) -> list[RateRow]:
     """Measured beside predicted throughput of every shape that some answer knows of, on all hardware side by side."""
+    recommendation, simulated = record.recommendation, kind_of_rates(record) == "simulated"
     if recommendation is None or any(one.throughput_ranking is None for one in recommendation.answers):
         return []
     known = [
@@ -328,7 +323,7 @@ def rate_rows(recommendation: Recommendation | None) -> list[RateRow]:
     def cell(answer: HardwareAnswer, row: RankedShape | None, shape: Architecture) -> RateCell:
         return RateCell(
             roles=roles_in(answer, shape),
-            measured=unknown if row is None else shown(row.measured),
+            measured=unknown if row is None else shown(row.measured, simulated=simulated),
             predicted=unknown if row is None else shown(row.predicted),
         )
 
