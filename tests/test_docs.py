@@ -37,6 +37,7 @@ RUN_ELSEWHERE = {
     "archfleet data inspect corpus": "tests/coordinator/test_data.py",
     "archfleet data check corpus": "tests/coordinator/test_data.py",
     "archfleet serve": "tests/coordinator/test_serve.py",
+    "archfleet serve rehearsal": "tests/coordinator/test_serve.py",
     "archfleet token revoke ada": "tests/coordinator/test_tokens.py; here it may come before ada has a token",
     "archfleet score mine/seed-0/model --tasks piqa,sciq": "tests/agent/scoring/test_harness.py, on a local task",
     "archfleet compare mine other": "tests/coordinator/test_compare.py",
