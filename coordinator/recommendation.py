@@ -68,10 +68,9 @@ class HardwareAnswer(Value):
         """The answer in one line."""
         simulated = "SIMULATED by the engine `fake`: " if self.engine == "fake" else ""
         verdict = {"better": "lower than", "tie": "a tie with", "worse": "higher than", None: "not compared with"}
-        proposed = self.role.capitalize() if self.stands else f"Keep the baseline: the proposed {self.role.capitalize()}"
-        refuted = "" if self.stands else " failed its check"
+        lead, refuted = ("", "") if self.stands else ("Keep the baseline: the proposed ", " failed its check")
         return (
-            f"{simulated}{proposed} {self.recommended.label}{refuted}; its measured loss at N = "
+            f"{simulated}{lead}{self.role.capitalize()} {self.recommended.label}{refuted}; its measured loss at N = "
             f"{self.answer.num_parameters:,} is {verdict[self.measured_verdict]} the baseline's"
             f"{_difference(self.loss_difference)}; throughput {_rate(self.recommended_throughput)} against "
             f"{_rate(self.baseline_throughput)} output tokens/s on {self.hardware}"

@@ -1,6 +1,7 @@
 """`archfleet status`, `report`, `backup`: what is asked of a run, whether it goes on or has ended."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -24,16 +25,38 @@ def status(run: str | None, runs: Path, as_json: bool) -> None:
         console.print(describe_status(found), markup=False, soft_wrap=True)
 
 
-@command(epilog="  archfleet report\n  archfleet report runs/laptop-20260101-120000")
+@command(
+    epilog="  archfleet report\n  archfleet report runs/laptop-20260101-120000\n"
+    "  archfleet report --format md --out report.md\n  archfleet report --format json --out - | jq .state"
+)
 @run_argument
 @runs_option
-def report(run: str | None, runs: Path) -> None:
-    """Write a run's report, recommendation and table anew from its store (default: the last run)."""
-    from coordinator.outputs import write_outputs
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "json"]),
+    help="The report alone, as this.  [default: all]",
+)
+@click.option("--out", type=click.Path(path_type=Path, allow_dash=True), help="Write it here; - is standard output.")
+def report(run: str | None, runs: Path, form: Literal["html", "md", "json"] | None, out: Path | None) -> None:
+    """Write a run's report, recommendation and table anew from its store (default: the last run).
+
+    With --format the report alone: the same facts and figures as HTML, as Markdown, or as JSON with every value.
+    """
+    from coordinator.outputs import write_outputs, write_report
+    from coordinator.record import read_record
+    from coordinator.report import render_as
     from coordinator.runs import find_run
 
     directory = find_run(run, runs)
-    for path in write_outputs(directory):
+    if form is None and out is None:
+        paths = write_outputs(directory)
+    elif out == Path("-"):
+        click.echo(render_as(read_record(directory), form or "html"))
+        return
+    else:
+        paths = [write_report(directory, form or "html", out=out)]
+    for path in paths:
         console.print(str(path), markup=False, soft_wrap=True)
 
 

@@ -17,7 +17,6 @@ from coordinator.cli.simulate import simulate
 from coordinator.cli.token import token
 from coordinator.cli.train import compare, score, train
 
-
 _HELP = """Find language-model architectures that are as accurate as a baseline and faster to serve, on your hardware.
 
 \b
