@@ -9,7 +9,7 @@ from typing import Any
 
 from coordinator.live import clock
 from coordinator.record import RunRecord, read_record
-from coordinator.store import LOCK_NAME, AgentRow
+from coordinator.store import LOCK_NAME, AgentRow, StoreReader
 
 
 def read_status(run_directory: Path) -> dict[str, Any]:
@@ -20,6 +20,7 @@ def read_status(run_directory: Path) -> dict[str, Any]:
         "study": record.study.name,
         "state": _state(record),
         "metrics_url": _metrics_url(record),
+        "dashboard_url": _dashboard_url(run_directory),
         "trials": dict(Counter(trial.state for trial in record.trials)),
         "running": [
             {"trial": trial.trial_id, "agent": trial.agent, "done_fraction": trial.done_fraction}
@@ -58,6 +59,8 @@ def describe_status(status: dict[str, Any]) -> str:
     lines += [f"  recommendation: {line}" for line in (status["recommendation"] or "none yet").split("\n")]
     if status["metrics_url"]:
         lines.append(f"  metrics: {status['metrics_url']}")
+    if status["dashboard_url"]:
+        lines.append(f"  dashboard: {status['dashboard_url']}")
     return "\n".join(lines)
 
 
@@ -76,6 +79,14 @@ def _metrics_url(record: RunRecord) -> str | None:
     if record.metrics_port is None or not is_held(record.run_directory):
         return None
     return f"http://127.0.0.1:{record.metrics_port}/metrics"
+
+
+def _dashboard_url(run_directory: Path) -> str | None:
+    """Where the run's dashboard is while a living coordinator has one."""
+    if not is_held(run_directory):
+        return None
+    with StoreReader.open(run_directory) as store:
+        return store.meta("dashboard_url") or None
 
 
 def is_held(run_directory: Path) -> bool:
