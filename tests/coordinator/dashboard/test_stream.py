@@ -432,12 +432,12 @@ def test_a_pulse_tells_what_runs_when_it_changes_and_not_more_often(driver, monk
             await asyncio.sleep(0.25)
             driver.lease(trial_id)
             driver.store.set_meta("state", "stopping")
-            await until(lambda: len(page.told("pulse")) == 2)
+            await until(lambda: page.told("pulse")[-1]["state"] == "stopping")
 
     started = time.monotonic()
     with_hub(driver.store.run_directory, test)
-    idle, busy = page.told("pulse")
-    assert time.monotonic() - started > 0.2
+    idle, *_, busy = page.told("pulse")  # one may fall between the lease and the state
+    assert 1 < len(page.told("pulse")) <= 1 + (time.monotonic() - started) / 0.2
     assert idle["running"] == []
     assert busy["running"] == [{"trial_id": trial_id, "agent": "agent-0", "done_fraction": 0}]
     assert (idle["trials"]["queued"], busy["trials"]["queued"]) == (len(driver.queued()) + 1, len(driver.queued()))
