@@ -4,6 +4,7 @@ RUNS/NAME-YYYYMMDD-HHMMSS/   store.sqlite3 · coordinator.lock · blobs/ · agen
                              recommendation.json · runs.csv · architectures/NAME/config.json
 """
 
+import difflib
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -66,9 +67,23 @@ def find_run(run: str | None, runs: Path) -> Path:
             with suppress(OSError):  # a name longer than names can be
                 if (path / FILE_NAME).is_file():
                     return path
-        known = ", ".join(path.name for path in list_runs(runs)) or "none yet"
-        raise StoreError(f"no run {run!r:.200}: expected a run directory, or the name of one in {runs}/ ({known}).")
+        raise StoreError(_no_such_run(run, runs))
     found = list_runs(runs)
     if not found:
         raise StoreError(f"no run in {runs}/ yet; start one with `archfleet run`, or give a run directory.")
     return found[-1]
+
+
+NUM_NAMED = 8
+"""Runs that a message names: the newest."""
+
+
+def _no_such_run(run: str, runs: Path) -> str:
+    names = [path.name for path in reversed(list_runs(runs))]
+    typed = run.rstrip("/").rpartition("/")[2][:200]
+    begun = [name for name in names if typed and name.startswith(typed)]  # a study's name: its newest run
+    close = begun or difflib.get_close_matches(typed, names, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    more = f" and {len(names) - NUM_NAMED} older ones" if len(names) > NUM_NAMED else ""
+    known = ", ".join(names[:NUM_NAMED]) + more if names else "none yet"
+    return f"no run {run!r:.200}: expected a run directory, or the name of one in {runs}/ ({known}).{meant}"

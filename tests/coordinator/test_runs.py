@@ -99,6 +99,30 @@ def test_an_unknown_run_lists_the_known_ones(runs: Path, make_run) -> None:
         find_run("quick-9", runs)
 
 
+@pytest.mark.parametrize(
+    "typed", ["laptop", "laptop-2026", "Laptop-20260101", "runs/laptop-2026010/", "laptop20260101"]
+)
+def test_a_misspelt_run_is_suggested(runs: Path, make_run, typed: str) -> None:
+    make_run("laptop-20260101")
+    make_run("quick-1")
+    with pytest.raises(StoreError, match=r"Did you mean 'laptop-20260101'\?$"):
+        find_run(typed, runs)
+
+
+def test_nothing_is_suggested_where_nothing_is_like_it(runs: Path, make_run) -> None:
+    make_run("laptop-20260101")
+    with pytest.raises(StoreError) as caught:
+        find_run("x", runs)
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_of_many_runs_the_newest_are_named(runs: Path, make_run) -> None:
+    for number in range(10):
+        make_run(f"quick-{number}")
+    with pytest.raises(StoreError, match=r"\(quick-9, quick-8, .*quick-2 and 2 older ones\)"):
+        find_run("nothing", runs)
+
+
 def test_without_any_run_the_way_to_start_one_is_told(runs: Path) -> None:
     with pytest.raises(StoreError, match="archfleet run"):
         find_run(None, runs)
