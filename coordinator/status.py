@@ -7,40 +7,60 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from coordinator.analysis import Analysis
 from coordinator.live import clock
-from coordinator.record import RunRecord, read_record
-from coordinator.store import LOCK_NAME, AgentRow, StoreReader
+from coordinator.recommendation import Recommendation
+from coordinator.store import LOCK_NAME, StoreReader
 
 
 def read_status(run_directory: Path) -> dict[str, Any]:
-    """State, counts, fit and recommendation of a run, as JSON; one line of the latter for each hardware."""
-    record = read_record(run_directory)
+    """State, counts, fit and recommendation of a run, as JSON; one line of the latter for each hardware.
+
+    All of it from tallies and the newest rows: it takes no longer with 10,000 trials than with ten.
+
+    Raises:
+        StoreError: there is no store, it is damaged, or a newer archfleet made it.
+    """
+    with StoreReader.open(run_directory) as store:
+        store.check()
+        return _status_of(store, is_held=is_held(run_directory))
+
+
+def _status_of(store: StoreReader, *, is_held: bool) -> dict[str, Any]:
+    told = store.meta("state") or "unknown"
+    trials, failed = Counter[str](), Counter[str]()
+    for count in store.counts():
+        trials[count.state] += count.num
+    for ended in store.attempt_counts():
+        if ended.outcome not in ("succeeded", "interrupted"):
+            failed[ended.outcome] += ended.num
+    fit, recommendation = store.last_fit(), store.recommendation()
+    token_scale = store.meta("token_scale")
     return {
-        "run_directory": str(run_directory),
-        "study": record.study.name,
-        "state": _state(record),
-        "metrics_url": _metrics_url(record),
-        "dashboard_url": _dashboard_url(run_directory),
-        "trials": dict(Counter(trial.state for trial in record.trials)),
+        "run_directory": str(store.run_directory),
+        "study": store.study().name,
+        "state": _state(told, is_held=is_held),
+        "metrics_url": _metrics_url(store) if is_held else None,
+        "dashboard_url": (store.meta("dashboard_url") or None) if is_held else None,
+        "trials": dict(trials),
         "running": [
-            {"trial": trial.trial_id, "agent": trial.agent, "done_fraction": trial.done_fraction}
-            for trial in record.trials
-            if trial.state == "running"
+            {"trial": trial_id, "agent": agent, "done_fraction": done_fraction}
+            for trial_id, agent, done_fraction in store.running()
         ],
         "agents": [
             {
-                "agent": a.agent,
-                "hardware": a.hardware,
-                "state": _agent_state(a, record),
-                "heartbeat_age_seconds": time.time() - a.heartbeat_unix,
+                "agent": agent.agent,
+                "hardware": agent.hardware,
+                "state": agent.state if told == "running" else "stopped",  # with its run: nothing was lost
+                "heartbeat_age_seconds": time.time() - agent.heartbeat_unix,
             }
-            for a in record.agents
+            for agent in store.agents()
         ],
-        "failed_attempts": dict(Counter(failure.failure_kind for failure in record.failures)),
-        "spent_agent_seconds": sum(trial.spent_seconds for trial in record.trials),
-        "token_scale": record.token_scale,
-        "law": None if record.analysis is None else record.analysis.sentence(),
-        "recommendation": None if record.recommendation is None else record.recommendation.sentence(),
+        "failed_attempts": dict(failed),
+        "spent_agent_seconds": sum(count.spent_seconds for count in store.counts()),
+        "token_scale": None if token_scale is None else float(token_scale),
+        "law": None if fit is None else Analysis.from_json(fit.record).sentence(),
+        "recommendation": None if recommendation is None else Recommendation.model_validate(recommendation).sentence(),
     }
 
 
@@ -64,29 +84,15 @@ def describe_status(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _state(record: RunRecord) -> str:
-    if record.state != "running":
-        return record.state
-    return "running" if is_held(record.run_directory) else "killed; the `archfleet run` that began it goes on with it"
+def _state(told: str, *, is_held: bool) -> str:
+    if told != "running" or is_held:
+        return told
+    return "killed; the `archfleet run` that began it goes on with it"
 
 
-def _agent_state(agent: AgentRow, record: RunRecord) -> str:
-    """Where a run has ended in peace its agents were stopped with it: nothing was lost."""
-    return agent.state if record.state == "running" else "stopped"
-
-
-def _metrics_url(record: RunRecord) -> str | None:
-    if record.metrics_port is None or not is_held(record.run_directory):
-        return None
-    return f"http://127.0.0.1:{record.metrics_port}/metrics"
-
-
-def _dashboard_url(run_directory: Path) -> str | None:
-    """Where the run's dashboard is while a living coordinator has one."""
-    if not is_held(run_directory):
-        return None
-    with StoreReader.open(run_directory) as store:
-        return store.meta("dashboard_url") or None
+def _metrics_url(store: StoreReader) -> str | None:
+    port = store.meta("metrics_port")
+    return None if port is None else f"http://127.0.0.1:{port}/metrics"
 
 
 def is_held(run_directory: Path) -> bool:
