@@ -27,7 +27,7 @@ from agent.engines.interpreters import find_engine
 from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
 from coordinator.bench_verdicts import BenchComparison, BenchRow, correction
 from coordinator.errors import UserError
-from coordinator.report.formats import shown
+from coordinator.figures.shown import shown
 from scaling.observations import Failure, Progress
 from scaling.quantity import Measured
 from scaling.recipes import EngineName, ServingRecipe, Workload

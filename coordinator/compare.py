@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from rich.table import Table
 
 from coordinator.errors import UserError
-from coordinator.report.formats import NATS, between, figure, plural
+from coordinator.figures.formats import NATS, between, digits, plural
 from coordinator.training_folder import OBSERVATION_NAME, TRAINING_NAME, read_observation, read_training
 from hwprofiles.value import Value
 from scaling.bits_per_byte import in_bits_per_byte
@@ -231,7 +231,7 @@ def closing_words(comparison: Comparison) -> tuple[str, ...]:
     """The noise, and each difference with its intervals and what they mean."""
     words = [_noise_words(comparison.noise, comparison.noise_floor)]
     for each in comparison.differences:
-        value = f"{figure(each.difference.value, NATS, signed=True)} nats/token"
+        value = f"{digits(each.difference.value, NATS, signed=True)} nats/token"
         interval = each.difference.interval
         told = (
             f"{between(interval, NATS, signed=True)}, windows and seeds: {each.verdict}"

@@ -28,8 +28,8 @@ from agent.device import describe_device
 from agent.worker import Worker
 from coordinator.choice import Reasoned
 from coordinator.errors import UserError
+from coordinator.figures.formats import NATS, between, digits
 from coordinator.recipe import Cell, recipe_of
-from coordinator.report.formats import NATS, between, figure
 from coordinator.shapes import candidates_at, centre_index, check_feasible
 from coordinator.study import StudySpec
 from coordinator.study_corpus import open_corpus
@@ -241,7 +241,7 @@ def _label(shape: Mapping[str, Any]) -> str:
 def _gain_words(gain: Measured | NotMeasured) -> str:
     if isinstance(gain, NotMeasured):
         return "diverged" if "diverged" in gain.reason else f"not measured: {gain.reason}"
-    value = figure(gain.value, NATS, signed=True)
+    value = digits(gain.value, NATS, signed=True)
     if gain.interval is None:
         return f"{value} (no interval)"
     return f"{value} {between(gain.interval, NATS, signed=True).split(']')[0]}]"

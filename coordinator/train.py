@@ -22,7 +22,8 @@ from agent.benchmark.configs import read_config
 from agent.blobs import BlobCache
 from agent.failures import InvalidInputError, classify
 from coordinator.errors import UserError
-from coordinator.report.formats import duration, plural, short, shown
+from coordinator.figures.formats import duration, plural, short
+from coordinator.figures.shown import shown
 from coordinator.stopping import signals_ask_to_stop
 from coordinator.study import read_study
 from coordinator.training_corpus import FoundCorpus, open_corpus
