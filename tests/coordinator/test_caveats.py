@@ -17,9 +17,30 @@ def test_small_proxies_say_that_they_show_the_method_only(study: StudySpec) -> N
     assert "shows the method" in told(study)
 
 
-def test_a_simulation_is_the_first_thing_told(study: StudySpec) -> None:
-    assert told(study, is_simulated=True).startswith("SIMULATED")
-    assert "SIMULATED" not in told(study)
+def with_serving(study: StudySpec, *, engine: str = "transformers", **changes: object) -> StudySpec:
+    serving = study.serving
+    recipe = serving.recipe.model_copy(update={"engine": engine})
+    return study.model_copy(update={"serving": serving.model_copy(update={"recipe": recipe, **changes})})
+
+
+def test_a_simulated_fleet_is_told_first_and_nothing_of_it_is_called_measured(study: StudySpec) -> None:
+    for engine in ("fake", "vllm"):
+        words = told(with_serving(study, engine=engine, predict_hardware=()), is_simulated=True)
+        assert words.startswith("SIMULATED: nothing was trained")
+        assert "measured" not in words
+    assert "SIMULATED" not in told(with_serving(study))
+
+
+def test_the_fake_engine_alone_takes_nothing_from_the_losses(study: StudySpec) -> None:
+    words = told(with_serving(study, engine="fake"))
+    assert words.startswith("SIMULATED throughput: the engine `fake`")
+    assert "Losses were measured by training." in words
+
+
+def test_predictions_are_told_of_hardware_alone_on_which_nothing_was_measured(study: StudySpec) -> None:
+    two = with_serving(study, hardware=("h200",), predict_hardware=("h200", "a100-80gb"))
+    assert "Numbers for a100-80gb are roofline predictions" in told(two)
+    assert "roofline" not in told(with_serving(study, hardware=("h200",), predict_hardware=("h200",)))
 
 
 @pytest.mark.parametrize(("scale", "is_told"), [(0.6, True), (1.0, False), (None, False)])

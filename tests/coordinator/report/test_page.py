@@ -253,7 +253,7 @@ def test_a_target_that_no_prediction_reaches_gives_the_reason(finished: RunRecor
 
 def test_a_simulated_engine_is_never_passed_off_as_measured(simulate) -> None:
     simulation = simulate(serving=_with_fake_engine(simulate))
-    assert "The engine `fake` is a simulation" in read(render_report(simulation.record())).text
+    assert "the engine `fake` invents it by a roofline" in read(render_report(simulation.record())).text
 
 
 def _with_fake_engine(simulate) -> object:
