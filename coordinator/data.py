@@ -1,7 +1,6 @@
 """Corpora: text is prepared into a corpus, token files of other tools are taken in, and both are checked."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +9,11 @@ from typing import Any
 import click
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from agent.failures import CorpusError
+from coordinator.bars import Told, told
 from coordinator.errors import UserError
-
-_LINE_EVERY_SECONDS = 5.0
 
 
 def prepare_corpus(
@@ -37,7 +33,7 @@ def prepare_corpus(
     if settings["validation_share"] is not None and settings["validation_tokens"] is not None:
         raise UserError("--validation-share and --validation-tokens were both given; leave one out")
     given = {name: value for name, value in settings.items() if value is not None}
-    with _told(errors) as progress, _one_sentence():
+    with told(errors, unit="bytes") as progress, _one_sentence():
         made = prepare(Preparation(sources=sources, **given), out, progress=progress, num_processes=num_processes)
     facts = made.folder.facts()
     if made.was_finished:
@@ -71,9 +67,9 @@ def import_files(
     """
     from agent.corpus.foreign import ImportOptions, import_tokens
 
-    with _one_sentence():
+    with told(errors, "reading", unit="bytes") as progress, _one_sentence():
         folder = import_tokens(
-            files, validation, out, ImportOptions(**known), num_threads=num_threads, progress=_say_read(errors)
+            files, validation, out, ImportOptions(**known), num_threads=num_threads, progress=_counted(progress)
         )
     return folder.facts()
 
@@ -100,15 +96,18 @@ def check_folder(path: Path, errors: Console) -> dict[str, Any]:
     """
     from agent.corpus.prepared import CorpusFolder
 
-    with _one_sentence():
+    with told(errors, unit="bytes") as progress, _one_sentence():
         folder = CorpusFolder.open(path)
-        folder.check(progress=_say_read(errors))
-    sizes = [folder.path_of(sha256).stat().st_size for sha256 in folder.record.files]
+        folder.check_sizes()
+        sizes = [folder.path_of(sha256).stat().st_size for sha256 in folder.record.files]
+        progress.stage("reading", sum(sizes))
+        folder.check(progress=_counted(progress))
     return {"path": str(path), "corpus_id": folder.corpus.id, "num_files": len(sizes), "num_bytes": sum(sizes)}
 
 
-def _say_read(errors: Console) -> Callable[[Path], None]:
-    return lambda file: errors.print(f"read {file}", markup=False, highlight=False, soft_wrap=True)
+def _counted(progress: Told) -> Callable[[Path], None]:
+    """For those who tell of each file that they have read."""
+    return lambda file: progress.advance(file.stat().st_size)
 
 
 @contextmanager
@@ -163,54 +162,3 @@ def _fate_of_the_text(facts: dict[str, Any]) -> list[str]:
 
 def _count(number: int | None) -> str:
     return "not known" if number is None else f"{number:,}"
-
-
-@contextmanager
-def _told(errors: Console) -> Iterator["_Bars | _Lines"]:
-    """Bars on a terminal, a line now and then elsewhere."""
-    if not errors.is_terminal:
-        yield _Lines(errors, time.monotonic)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=errors) as bars:
-        yield _Bars(bars, errors)
-
-
-class _Bars:
-    """A bar for each stage."""
-
-    def __init__(self, bars: Bars, errors: Console) -> None:
-        self._bars = bars
-        self._errors = errors
-        self._task = bars.add_task("", visible=False)
-
-    def stage(self, name: str, num_bytes: int) -> None:
-        self._task = self._bars.add_task(name, total=num_bytes)
-
-    def advance(self, num_bytes: int) -> None:
-        self._bars.advance(self._task, num_bytes)
-
-    def note(self, sentence: str) -> None:
-        self._errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Lines:
-    """A line as each stage begins, and then every few seconds."""
-
-    def __init__(self, errors: Console, clock: Callable[[], float]) -> None:
-        self._errors = errors
-        self._clock = clock
-        self._name, self._total, self._done, self._said_at = "", 0, 0, 0.0
-
-    def stage(self, name: str, num_bytes: int) -> None:
-        self._name, self._total, self._done, self._said_at = name, num_bytes, 0, self._clock()
-        self.note(f"{name}: {num_bytes:,} bytes")
-
-    def advance(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        if self._clock() - self._said_at >= _LINE_EVERY_SECONDS:
-            self._said_at = self._clock()
-            self.note(f"{self._name}: {self._done / max(1, self._total):.0%}")
-
-    def note(self, sentence: str) -> None:
-        self._errors.print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -43,8 +43,7 @@ def guard(study: str, out: Path | None, num_jobs: int | None, as_json: bool, **s
     takes about four minutes on one quiet core a seed. The same command goes on after Ctrl-C; exit status 1 if a shape
     is off.
     """
-    from rich.progress import Progress
-
+    from coordinator.bars import told
     from coordinator.guard import (
         Processes,
         default_jobs,
@@ -60,14 +59,13 @@ def guard(study: str, out: Path | None, num_jobs: int | None, as_json: bool, **s
 
     what = plan_guard(read_study(study), **settings)
     directory = out or guard_directory(what.study)
-    with signals_ask_to_stop() as stop_requested, Progress(console=errors, transient=True) as bars:
-        task = bars.add_task("training", total=None)
+    with signals_ask_to_stop() as stop_requested, told(errors, "training") as progress:
         result = run_guard(
             what,
             directory,
             run=Processes(directory, num_jobs or default_jobs()),
-            say=lambda sentence: bars.update(task, description=sentence),
-            progress=lambda done, total: bars.update(task, completed=done, total=total, description="training"),
+            say=progress.note,
+            progress=progress.reach,
             stop_requested=stop_requested,
         )
     if result is None:

@@ -64,19 +64,13 @@ def hw_detect(as_json: bool) -> None:
 @json_option
 def hw_calibrate(out: Path | None, on_cpu: bool, as_json: bool, **settings: Any) -> None:
     """Measure this device by microbenchmarks: matrix products, copies, attention, launches, each by size."""
-    from rich.progress import Progress
-
+    from coordinator.bars import told
     from coordinator.hardware import calibrate_device, calibration_table, require_folder, write_profile
 
     if out is not None:
         require_folder(out)
-    with Progress(console=errors, transient=True) as bars:
-        task = bars.add_task("microbenchmarks")
-        profile = calibrate_device(
-            on_gpu=False if on_cpu else None,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
-            **settings,
-        )
+    with told(errors, "microbenchmarks") as progress:
+        profile = calibrate_device(on_gpu=False if on_cpu else None, on_progress=progress.reach, **settings)
     if out is not None:
         write_profile(profile, out)
     if as_json:

@@ -26,16 +26,12 @@ def simulate() -> None:
 @json_option
 def coverage(num_studies: int, truth: str, seed: int, as_json: bool) -> None:
     """How often nominal 90 % intervals hold the truth, over simulated studies of 16 runs."""
-    from rich.progress import Progress
-
+    from coordinator.bars import told
     from coordinator.simulate_coverage import coverage_table, run_coverage
 
-    with Progress(console=errors, transient=True) as bars:
-        task = bars.add_task("simulated studies", total=num_studies)
+    with told(errors, "simulated studies", num_studies) as progress:
         try:
-            result = run_coverage(
-                num_studies, seed, truth=truth, progress=lambda done: bars.update(task, completed=done)
-            )
+            result = run_coverage(num_studies, seed, truth=truth, progress=progress.reach)
         except ValueError as error:
             raise UserError(str(error)) from None
     if as_json:
@@ -94,15 +90,13 @@ def fleet(
     speeds, and what its dashboard looks like. The planner, the dispatch, the store and the loop are the real ones;
     agents and their faults are SIMULATED. Exit status 1 if a promise was broken.
     """
-    from rich.progress import Progress
-
+    from coordinator.bars import told
     from coordinator.simulate_fleet import FleetSimulation, chosen_faults, fleet_table, simulate_fleet
 
     what = FleetSimulation(num_trials=num_trials, faults=chosen_faults(names, every=all_faults), **settings)
-    with Progress(console=errors, transient=True) as bars:
-        task = bars.add_task("simulated trials", total=num_trials)
+    with told(errors, "simulated trials") as progress:
         result = simulate_fleet(
-            what, out=out, progress=lambda done, expected: bars.update(task, completed=done, total=max(done, expected))
+            what, out=out, progress=lambda done, expected: progress.reach(done, max(done, expected))
         )
     if as_json:
         print_json(result)
