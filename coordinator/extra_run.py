@@ -1,7 +1,7 @@
 """Extra run: the one training run beyond a study that would most likely change its answer for a hardware.
 
 `scaling/decisive_run.py` tells which of many; here they are the legal shapes at the fit's own cell, which the study
-could run as they are, priced by the speed that was measured on its agents. All of it is predicted.
+could run as they are, priced by the speed that was probed on its agents. All of it is predicted.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ import numpy as np
 from coordinator.analysis import Analysis
 from coordinator.budget import Speed
 from coordinator.choice import choose
+from coordinator.forecast import slowdown
 from coordinator.recommendation import HardwareAnswer
+from coordinator.record import RunRecord
 from coordinator.shapes import baseline_at, candidates_at
 from coordinator.study import StudySpec
 from scaling.architecture import Architecture
@@ -22,6 +24,8 @@ from scaling.quantity import NotMeasured, Predicted
 
 MAX_SHAPES = 300
 """Spread evenly over those that are legal."""
+NUM_TIMED = 100
+"""Of the finished trainings the last planned so many tell how slow the agents are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,22 @@ class ExtraRun:
         )
 
 
+def extra_run_of(record: RunRecord, answer: HardwareAnswer) -> ExtraRun | NotMeasured:
+    """The decisive run for one answer of a run, or why none can be told."""
+    if record.analysis is None:
+        return NotMeasured(reason="nothing was fitted")
+    trained = [trial for trial in record.trials if trial.state == "succeeded" and trial.phase == "train"]
+    return extra_run(
+        record.study,
+        record.analysis,
+        answer,
+        record.observations,
+        speed=record.speed,
+        token_scale=record.token_scale or 1.0,
+        slowdown=1.0 if record.speed is None else slowdown(trained[-NUM_TIMED:], record.speed),
+    )
+
+
 def extra_run(
     study: StudySpec,
     analysis: Analysis,
@@ -58,7 +78,7 @@ def extra_run(
         analysis: the fit that the answer followed from.
         answer: for one hardware.
         observations: the benchmarks at least.
-        speed: as measured on the agents.
+        speed: as probed on the agents.
         token_scale: by which D was scaled.
         slowdown: what finished trials took over what the speed said.
     """
@@ -71,7 +91,7 @@ def extra_run(
     if fit.law is None:
         return NotMeasured(reason="no law was fitted")
     if speed is None:
-        return NotMeasured(reason="the agents' speed was not measured, so that no run has a price")
+        return NotMeasured(reason="the agents' speed was not probed, so that no run has a price")
     candidates = candidates_at(study, study.target.num_parameters)
     chosen = choose(
         study,
@@ -93,8 +113,8 @@ def extra_run(
     seconds = Predicted(
         value=found.seconds,
         unit="accelerator-seconds",
-        no_interval_because="one speed was measured, at the start",
-        basis=f"speed measured on the agents, and trials that took {slowdown:.2f} times as long",
+        no_interval_because="one speed was probed, at the start",
+        basis=f"speed probed on the agents, and trials that took {slowdown:.2f} times as long",
     )
     return ExtraRun(architecture=shapes[found.index], run=found, seconds=seconds)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.analysis import Analysis
+from coordinator.budget import Speed
 from coordinator.events import Fitted
 from coordinator.plan import Plan
 from coordinator.recommendation import Recommendation
@@ -27,6 +28,8 @@ class RunRecord:
     wall_seconds: float | None
     """Of all its starts together; null while the first is running."""
     token_scale: float | None
+    speed: Speed | None
+    """As probed on the agents at the start."""
     corpus_id: str | None
     corpus: dict[str, Any] | None
     metrics_port: int | None
@@ -101,6 +104,7 @@ def outline_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> 
         created_unix=float(store.meta("created_unix") or 0),
         wall_seconds=_number(store.meta("wall_seconds")),
         token_scale=_number(store.meta("token_scale")),
+        speed=None if (speed := store.meta("speed")) is None else Speed.model_validate_json(speed),
         corpus_id=store.meta("corpus_id"),
         corpus=store.corpus(),
         metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from coordinator.extra_run import ExtraRun, extra_run_of
 from coordinator.figures.formats import count
 from coordinator.figures.origin import kind_of_losses, kind_of_rates
 from coordinator.figures.shown import Shown, shown
@@ -24,6 +25,21 @@ class Card(Value):
     comparison: Shown
 
 
+class ExtraRunCard(Value):
+    """The one run beyond the study that would most likely change the answer. All of it is predicted."""
+
+    shape: str
+    architecture: Architecture
+    num_tokens: int
+    probability_of_change: float
+    """That the answer is another one after it."""
+    price: Shown
+    """Accelerator-seconds."""
+    sentence: str
+    basis: str
+    """What the price rests on, in a sentence."""
+
+
 class AnswerCards(Value):
     """One answer in words and numbers."""
 
@@ -44,6 +60,9 @@ class AnswerCards(Value):
     reasons: tuple[str, ...]
     ranking: str
     """How good predictions of throughput were there, and what those of the others rest on; empty where not kept."""
+    extra_run: ExtraRunCard | None
+    no_extra_run_because: str
+    """A sentence; empty where there is one."""
 
 
 def answer_cards(record: RunRecord, recommendation: Recommendation) -> list[AnswerCards]:
@@ -53,7 +72,7 @@ def answer_cards(record: RunRecord, recommendation: Recommendation) -> list[Answ
 
 def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAnswer) -> AnswerCards:
     found = speedup(answer, recommendation.baseline, record.serving.values())
-    ranking = answer.throughput_ranking
+    ranking, extra = answer.throughput_ranking, extra_run_of(record, answer)
     words = "" if ranking is None else f"{ranking.sentence()} Predictions of shapes not measured: {ranking.basis}."
     return AnswerCards(
         hardware=answer.hardware,
@@ -70,7 +89,25 @@ def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAn
         throughput=_throughput_card(answer, found, simulated=kind_of_rates(record) == "simulated"),
         reasons=answer.answer.reasons,
         ranking=words,
+        extra_run=None if isinstance(extra, NotMeasured) else _extra_card(extra),
+        no_extra_run_because=_sentence(extra.reason) if isinstance(extra, NotMeasured) else "",
     )
+
+
+def _extra_card(extra: ExtraRun) -> ExtraRunCard:
+    return ExtraRunCard(
+        shape=extra.architecture.label,
+        architecture=extra.architecture,
+        num_tokens=round(extra.run.num_tokens),
+        probability_of_change=extra.run.probability_of_change,
+        price=shown(extra.seconds),
+        sentence=extra.sentence(),
+        basis=_sentence(f"its price follows from the {extra.seconds.basis}"),
+    )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
 
 
 def verdicts(answers: Sequence[AnswerCards]) -> list[str]:

@@ -53,6 +53,12 @@ def _answer(cards: AnswerCards) -> Iterator[str]:
     yield from _items(cards.reasons)
     if cards.ranking:
         yield from (cards.ranking, "")
+    yield from ("### The one extra run that would change this answer most", "", _extra_run(cards), "")
+
+
+def _extra_run(cards: AnswerCards) -> str:
+    extra = cards.extra_run
+    return cards.no_extra_run_because if extra is None else f"{extra.sentence} {extra.basis}"
 
 
 def _card_rows(card: Card, cards: AnswerCards) -> Iterator[tuple[str, ...]]:
@@ -67,7 +73,7 @@ def _held_out(report: Report) -> Iterator[str]:
             (row.role, row.shape, _words(row.predicted), _words(row.measured), row.error) for row in report.held_out
         ]
         yield from ("### Held-out check", "", "Losses in nats/token at the target, which no fit has seen.", "")
-        yield from _table(("shape", "", "predicted", "measured", "relative error"), rows)
+        yield from _table(("shape", "", "predicted", report.kind_of_losses, "relative error"), rows)
 
 
 def _words(quantity: Shown) -> str:
@@ -132,8 +138,9 @@ def _serving(report: Report) -> Iterator[str]:
         for where, cell in zip(hardware, row.cells, strict=True)
     ]
     if rates:
-        yield from ("### Throughput: measured beside predicted", "")
-        yield from _table(("shape", "hardware", "named", "measured (tokens/s)", "predicted (tokens/s)"), rates)
+        kind = report.kind_of_rates
+        yield from (f"### Throughput: {kind} beside predicted", "")
+        yield from _table(("shape", "hardware", "named", f"{kind} (tokens/s)", "predicted (tokens/s)"), rates)
 
 
 def _failures(report: Report) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The extra run: a shape that the study could run as it is, priced by the agents' speed, or why there is none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from coordinator.analysis import Analysis
 from coordinator.budget import Speed
-from coordinator.extra_run import ExtraRun, extra_run
+from coordinator.dashboard.source import RunSource
+from coordinator.extra_run import ExtraRun, extra_run, extra_run_of
 from coordinator.record import RunRecord, read_record
 from coordinator.shapes import candidates_at
 from coordinator.study import StudySpec
@@ -75,3 +77,19 @@ def test_without_a_speed_there_is_no_price_and_no_run(record: RunRecord) -> None
     )
     assert isinstance(found, NotMeasured)
     assert "speed" in found.reason
+
+
+def test_the_report_tells_what_the_recommendation_page_tells(record: RunRecord, run_copy: Path) -> None:
+    assert record.recommendation is not None
+    found = extra_run_of(record, record.recommendation.answers[0])
+    source = RunSource(run_copy)
+    (shown,) = json.loads(source.recommendation().body)["answers"]
+    source.close()
+    told = shown["no_extra_run_because"] or shown["extra_run"]["sentence"]
+    assert told == (found.reason if isinstance(found, NotMeasured) else found.sentence())
+
+
+def test_without_a_fit_no_run_is_told(record: RunRecord) -> None:
+    assert record.recommendation is not None
+    found = extra_run_of(replace(record, analysis=None), record.recommendation.answers[0])
+    assert found == NotMeasured(reason="nothing was fitted")

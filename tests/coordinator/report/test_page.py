@@ -12,7 +12,8 @@ from agent.assignment import BenchAssignment
 from coordinator.database import Database
 from coordinator.figures.catalogue import entries
 from coordinator.record import RunRecord, read_record
-from coordinator.report import render_report
+from coordinator.report import render_as, render_report
+from coordinator.report.document import report_of
 from coordinator.schema import COLUMNS, checksum
 from coordinator.store import FILE_NAME
 from scaling.quantity import Interval, Measured, NotMeasured
@@ -122,6 +123,24 @@ def test_caveats_name_proxies_token_scale_failures_and_uncalibrated_predictions(
     assert "Every run used 80% of the study's tokens" in text
     assert "2 failed attempts, 2 retries, 0 trials given up" in text
     assert "roofline predictions, uncalibrated: no such device was measured" in text
+
+
+def test_the_extra_run_is_told_with_its_chance_and_price_or_why_there_is_none(finished: RunRecord) -> None:
+    assert finished.recommendation is not None
+    assert finished.analysis is not None
+    fit = finished.analysis.law_fit
+    middle = fit.bootstrap.mean(axis=0)
+    unsure = replace(finished.analysis, law_fit=replace(fit, bootstrap=middle + 3 * (fit.bootstrap - middle)))
+    for verdict, record in (("tie", replace(finished, analysis=unsure)), ("worse", finished)):
+        answer = finished.recommendation.answers[0].model_copy(update={"measured_verdict": verdict})
+        told = finished.recommendation.model_copy(update={"answers": (answer,)})
+        record = replace(record, recommendation=told)
+        (cards,) = report_of(record).answers
+        assert (cards.extra_run is None) == (verdict == "worse")
+        words = cards.no_extra_run_because if cards.extra_run is None else cards.extra_run.sentence
+        assert ("failed its check" in words) == (verdict == "worse")
+        assert words in read(render_report(record)).text
+        assert words in render_as(record, "md")
 
 
 def test_text_from_outside_is_escaped(page: str) -> None:
