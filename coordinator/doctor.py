@@ -37,7 +37,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
 EXTRAS = {
     "train": "`archfleet run`, `train` and `guard`, and the transformers engine",
     "fleet": "`archfleet run`: Ray, and metrics for Prometheus",
-    "report": "the figures of reports",
+    "report": "reports as HTML",
+    "figure": "`archfleet simulate search --figure`",
     "data": "`archfleet data`: tokenizers, Parquet, zstd, URLs",
     "dashboard": "`archfleet serve`, and the dashboard beside a run",
 }

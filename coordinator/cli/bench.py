@@ -67,7 +67,8 @@ def bench(configs: tuple[str, ...], out: Path | None, as_json: bool, **settings:
     the noise floor. Ratios to the first have intervals, corrected for the number of comparisons.
 
     What is not given follows the device: 1024 input and output tokens at batch 128 to 4096 on a GPU; on a CPU, which
-    would take days for that, 32 and 32 at batch 16. The workload that is taken is printed.
+    would take days for that, 32 and 32 at batch 16. The workload that is taken is printed. Exit status 1 if nothing
+    could be measured.
     """
     from coordinator.bench import (
         BenchOptions,

@@ -1,10 +1,11 @@
 """A command of `archfleet`: its examples, its endings, and the options that several share."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -33,6 +34,26 @@ runs_option = click.option(
 run_argument = click.argument("run", required=False, shell_complete=_runs_that_begin_with)
 
 
+class NewFile(click.Path):
+    """A file to be written. Whether there is a folder for it is asked before the work, not after."""
+
+    def __init__(self, *suffixes: str, allow_dash: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=False, allow_dash=allow_dash)
+        self._suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, where it can be written."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if path == Path("-"):
+            return path
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            self.fail(f"there is no folder {folder} for {path.name}; make it, or name another file", param, ctx)
+        if self._suffixes and path.suffix not in self._suffixes:
+            self.fail(f"{path.name!r} does not end in {' or '.join(self._suffixes)}; name it accordingly", param, ctx)
+        return path
+
+
 class Command(click.Command):
     """A command whose examples are printed as they are written."""
 
@@ -45,8 +66,17 @@ class Command(click.Command):
         _print_examples(self, formatter)
 
 
+_OF_THE_MACHINE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    }
+)
+"""Errors of files that their owner can mend; all others are ours, and have a traceback."""
+
+
 class Group(click.Group):
-    """A group of commands; a user's mistake in any of them ends with one message and exit status 2."""
+    """A group of commands; a user's mistake in any of them ends with one message and exit status 2, Ctrl-C with 130."""
 
     command_class = Command
 
@@ -67,8 +97,18 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            errors.print(f"archfleet: {error}", markup=False, soft_wrap=True)
-            sys.exit(2)
+            _end(str(error), status=2)
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE or error.filename is None:
+                raise
+            _end(f"{error.filename}: {error.strerror}.\nLook at its rights and its disk, or name another.", status=2)
+        except KeyboardInterrupt:
+            _end("stopped", status=130)
+
+
+def _end(sentence: str, *, status: int) -> NoReturn:
+    errors.print(f"archfleet: {sentence}", markup=False, soft_wrap=True)
+    sys.exit(status)
 
 
 Group.group_class = Group

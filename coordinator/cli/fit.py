@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from coordinator.cli.command import command, json_option
-from coordinator.cli.console import console, print_json
+from coordinator.cli.console import console, errors, print_json
 from coordinator.errors import UserError
 
 
@@ -24,7 +24,8 @@ def fit(table: Path, law: str, as_json: bool) -> None:
     from coordinator.runs_table import describe_fit, fit_table, read_runs_table
 
     try:
-        result = fit_table(read_runs_table(table), law=law)
+        with errors.status("fitting"):
+            result = fit_table(read_runs_table(table), law=law)
     except ValueError as error:
         raise UserError(str(error)) from None
     if as_json:
@@ -51,7 +52,8 @@ def recommend(table: Path, as_json: bool, **settings: Any) -> None:
     from coordinator.runs_table import read_runs_table
 
     try:
-        result = recommend_from_runs(read_runs_table(table), **settings)
+        with errors.status("fitting, and searching shapes"):
+            result = recommend_from_runs(read_runs_table(table), **settings)
     except ValueError as error:
         raise UserError(str(error)) from None
     if as_json:

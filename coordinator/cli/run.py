@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from coordinator.cli.command import command, runs_option
-from coordinator.cli.console import console
+from coordinator.cli.command import command, json_option, runs_option
+from coordinator.cli.console import console, errors, print_json
 from coordinator.cli.serve import access_options
 
 
 @command(
     epilog="  archfleet run\n  archfleet run --quick\n  archfleet run my-study.toml --runs /data/runs\n"
     "  archfleet run my-study.toml --address head.example:6379\n"
+    "  archfleet run my-study.toml --json | jq -r .recommendation\n"
     "  archfleet run my-study.toml --stay --dashboard-host 0.0.0.0 --behind-proxy --tokens tokens.toml"
 )
 @click.argument("study", default="laptop")
@@ -44,6 +45,7 @@ from coordinator.cli.serve import access_options
     "--address", metavar="HOST:PORT", help="Use the Ray cluster at this address; default: start one on this machine."
 )
 @click.option("--insecure", is_flag=True, help="Use a cluster that takes connections without a token.")
+@json_option
 def run(
     study: str,
     quick: bool,
@@ -54,11 +56,13 @@ def run(
     tls_key: Path | None,
     is_behind_proxy: bool,
     allowed_hosts: tuple[str, ...],
+    as_json: bool,
     **settings: Any,
 ) -> None:
     """Run STUDY (a name or a TOML file; default: laptop), or go on with its last unfinished run.
 
-    Its dashboard and its metrics are served meanwhile, on loopback. Exit status 130 when it was stopped before its end.
+    Its dashboard and its metrics are served meanwhile, on loopback. Exit status 130 when it was stopped before its end:
+    the same command goes on with it. With --json the last word is what `archfleet status --json` says.
     """
     from coordinator.dashboard.access import Wish
     from coordinator.run import RunOptions, run_study
@@ -73,10 +77,15 @@ def run(
         allowed_hosts=allowed_hosts,
     )
     options = RunOptions(dashboard=None if no_dashboard else wish, tokens=tokens, **settings)
-    outcome = run_study(read_study("quick" if quick else study), options, console=console)
+    shown = errors if as_json else console
+    outcome = run_study(read_study("quick" if quick else study), options, console=shown)
+    if as_json:
+        from coordinator.status import read_status
+
+        print_json(read_status(outcome.run_directory))
     if not outcome.finished:
-        console.print(f"stopped; the same command goes on with {outcome.run_directory}", markup=False, soft_wrap=True)
+        shown.print(f"stopped; the same command goes on with {outcome.run_directory}", markup=False, soft_wrap=True)
         sys.exit(130)
     from coordinator.outputs import closing_words
 
-    console.print(closing_words(outcome.run_directory), markup=False, soft_wrap=True)
+    shown.print(closing_words(outcome.run_directory), markup=False, soft_wrap=True)

@@ -5,8 +5,9 @@ from typing import Literal
 
 import click
 
-from coordinator.cli.command import command, json_option, run_argument, runs_option
-from coordinator.cli.console import console, print_json
+from coordinator.cli.command import NewFile, command, json_option, run_argument, runs_option
+from coordinator.cli.console import console, errors, print_json
+from coordinator.errors import UserError
 
 
 @command(epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json")
@@ -27,7 +28,7 @@ def status(run: str | None, runs: Path, as_json: bool) -> None:
 
 @command(
     epilog="  archfleet report\n  archfleet report runs/laptop-20260101-120000\n"
-    "  archfleet report --format md --out report.md\n  archfleet report --format json --out - | jq .state"
+    "  archfleet report --format md --out report.md\n  archfleet report --json | jq .state"
 )
 @run_argument
 @runs_option
@@ -37,25 +38,36 @@ def status(run: str | None, runs: Path, as_json: bool) -> None:
     type=click.Choice(["html", "md", "json"]),
     help="The report alone, as this.  [default: all]",
 )
-@click.option("--out", type=click.Path(path_type=Path, allow_dash=True), help="Write it here; - is standard output.")
-def report(run: str | None, runs: Path, form: Literal["html", "md", "json"] | None, out: Path | None) -> None:
+@click.option("--out", type=NewFile(allow_dash=True), help="Write it here; - is standard output.")
+@json_option
+def report(
+    run: str | None, runs: Path, form: Literal["html", "md", "json"] | None, out: Path | None, as_json: bool
+) -> None:
     """Write a run's report, recommendation and table anew from its store (default: the last run).
 
-    With --format the report alone: the same facts and figures as HTML, as Markdown, or as JSON with every value.
+    With --format the report alone: the same facts and figures as HTML, as Markdown, or as JSON with every value. --json
+    writes nothing, and is --format json --out -.
     """
     from coordinator.outputs import write_outputs, write_report
     from coordinator.record import read_record
     from coordinator.report import render_as
     from coordinator.runs import find_run
 
+    if as_json:
+        if form not in (None, "json") or out not in (None, Path("-")):
+            raise UserError("--json prints the report as JSON: leave --format and --out out, or leave --json out.")
+        form, out = "json", Path("-")
     directory = find_run(run, runs)
-    if form is None and out is None:
-        paths = write_outputs(directory)
-    elif out == Path("-"):
-        click.echo(render_as(read_record(directory), form or "html"))
+    with errors.status("drawing the report"):
+        if out == Path("-"):
+            text = render_as(read_record(directory), form or "html")
+        elif form is None and out is None:
+            paths = write_outputs(directory)
+        else:
+            paths = [write_report(directory, form or "html", out=out)]
+    if out == Path("-"):
+        click.echo(text)
         return
-    else:
-        paths = [write_report(directory, form or "html", out=out)]
     for path in paths:
         console.print(str(path), markup=False, soft_wrap=True)
 
@@ -76,7 +88,9 @@ def backup(run: str | None, destination: Path | None, runs: Path, as_json: bool)
     from coordinator.backup import back_up
     from coordinator.runs import find_run
 
-    made = back_up(find_run(run, runs), destination, now_unix=time())
+    directory = find_run(run, runs)
+    with errors.status("copying and checking the store"):
+        made = back_up(directory, destination, now_unix=time())
     if as_json:
         print_json({"schema_version": 1, **asdict(made), "path": str(made.path)})
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.command import group, json_option
+from coordinator.cli.command import NewFile, group, json_option
 from coordinator.cli.console import console, errors, print_json
 from coordinator.errors import UserError
 
@@ -45,7 +45,7 @@ def coverage(num_studies: int, truth: str, seed: int, as_json: bool) -> None:
 )
 @click.option("--seeds", "num_seeds", default=50, show_default=True, type=click.IntRange(min=1))
 @click.option("--truth", "truths", multiple=True, help="A simulated law; may be repeated. Default: all.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Write the curves to this SVG or PNG file.")
+@click.option("--figure", type=NewFile(".svg", ".png"), help="Write the curves to this SVG or PNG file.")
 @json_option
 def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json: bool) -> None:
     """Regret of the recommended shape against GPU-seconds spent, for every way of choosing runs."""

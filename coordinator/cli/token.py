@@ -93,15 +93,19 @@ def list_(path: Path | None, as_json: bool) -> None:
     console.print(table)
 
 
-@token.command(epilog="  archfleet token revoke ada\n  archfleet token revoke 1a2b3c4d --tokens tokens.toml")
+@token.command(epilog="  archfleet token revoke ada\n  archfleet token revoke 1a2b3c4d --tokens tokens.toml --json")
 @click.argument("which", metavar="ID|NAME")
 @tokens_option
-def revoke(which: str, path: Path | None) -> None:
+@json_option
+def revoke(which: str, path: Path | None, as_json: bool) -> None:
     """Take a token out of the file; whoever uses it is out within a second, open pages included."""
     from coordinator.tokens import default_path, revoke_token
 
     path = path or default_path()
     gone = revoke_token(path, which)
+    if as_json:
+        print_json({"path": str(path), **gone.model_dump(mode="json", exclude={"sha256"})})
+        return
     console.print(f"{gone.name} ({gone.id}) is not in {path} any more", markup=False, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.command import command, json_option
+from coordinator.cli.command import NewFile, command, json_option
 from coordinator.cli.console import console, errors, print_json
 
 
@@ -69,7 +69,8 @@ def train(
 
     Rate and batch follow the step law at the sizes it was fitted to, elsewhere the study laptop; which is printed. The
     trained model is written for transformers, vLLM and `archfleet score`. A training that was stopped or killed
-    goes on by the same command; a seed that is finished is not trained again.
+    goes on by the same command; a seed that is finished is not trained again. Exit status 1 if a training fails: it
+    runs out of memory, or its loss is not a number any more.
     """
     from coordinator.train import (
         RunFailedError,
@@ -146,7 +147,7 @@ def compare(trainings: tuple[Path, ...], noise_sd: float | None, as_json: bool) 
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many examples of each task: a look.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the scores here too (JSON).")
+@click.option("--out", type=NewFile(), help="Write the scores here too (JSON).")
 @json_option
 def score(model: Path, out: Path | None, as_json: bool, **settings: Any) -> None:
     """Score a trained MODEL (a folder of `archfleet train`) on downstream tasks, zero-shot, by lm-evaluation-harness.

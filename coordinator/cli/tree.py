@@ -24,7 +24,7 @@ Exit status:
     0  done
     1  done, and the answer is bad news: the command's help says which
     2  something was given that cannot be used: one message says what to type instead
-  130  stopped by Ctrl-C: the same command goes on
+  130  stopped by Ctrl-C: what was finished is kept where the command's help says so
 """
 
 
