@@ -3,11 +3,12 @@
 import errno
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from coordinator.cli.console import errors
 from coordinator.errors import UserError
@@ -15,12 +16,24 @@ from coordinator.errors import UserError
 DEFAULT_RUNS = Path("runs")
 STORE = "store.sqlite3"
 """In each run directory. The same as `coordinator.store.FILE_NAME`, which completing a word is too short to import."""
+STUDIES = Path(__file__).parents[1] / "studies"
+"""Likewise: where `coordinator.study.shipped_studies` finds them."""
 
 
-def _runs_that_begin_with(ctx: click.Context, _argument: click.Parameter, typed: str) -> list[str]:
-    """For a shell's completion: names of run directories."""
+def _runs_that_begin_with(ctx: click.Context, _argument: click.Parameter, typed: str) -> list[CompletionItem]:
+    """For a shell's completion: names of run directories, else files."""
     stores = Path(ctx.params.get("runs") or DEFAULT_RUNS).glob(f"*/{STORE}")
-    return sorted(path.parent.name for path in stores if path.parent.name.startswith(typed))
+    return _names_or_files((path.parent.name for path in stores), typed)
+
+
+def studies_that_begin_with(_ctx: click.Context, _argument: click.Parameter, typed: str) -> list[CompletionItem]:
+    """For a shell's completion: names of the studies that ship with archfleet, else files."""
+    return _names_or_files((path.stem for path in STUDIES.glob("*.toml")), typed)
+
+
+def _names_or_files(names: Iterable[str], typed: str) -> list[CompletionItem]:
+    fitting = [CompletionItem(name) for name in sorted(names) if name.startswith(typed)]
+    return fitting or [CompletionItem(typed, type="file")]
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.command import command, json_option
+from coordinator.cli.command import command, json_option, studies_that_begin_with
 from coordinator.cli.console import console, errors, print_json
 
 
@@ -14,7 +14,7 @@ from coordinator.cli.console import console, errors, print_json
     epilog="  archfleet guard\n  archfleet guard my-study.toml --kind hidden --seeds 4\n"
     "  archfleet guard quick --seeds 1 --json > guard.json"
 )
-@click.argument("study", default="laptop")
+@click.argument("study", default="laptop", shell_complete=studies_that_begin_with)
 @click.option("--seeds", "num_seeds", default=2, show_default=True, type=click.IntRange(min=1), help="Runs of each.")
 @click.option(
     "--token-scale",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.command import command, json_option, runs_option
+from coordinator.cli.command import command, json_option, runs_option, studies_that_begin_with
 from coordinator.cli.console import console, errors, print_json
 from coordinator.cli.serve import access_options
 
@@ -17,7 +17,7 @@ from coordinator.cli.serve import access_options
     "  archfleet run my-study.toml --json | jq -r .recommendation\n"
     "  archfleet run my-study.toml --stay --dashboard-host 0.0.0.0 --behind-proxy --tokens tokens.toml"
 )
-@click.argument("study", default="laptop")
+@click.argument("study", default="laptop", shell_complete=studies_that_begin_with)
 @click.option("--quick", is_flag=True, help="Run the two-minute smoke study instead.")
 @click.option("--new", "start_new", is_flag=True, help="Start a new run, even if one is unfinished.")
 @runs_option

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.command import NewFile, group, json_option
+from coordinator.cli.command import NewFile, group, json_option, studies_that_begin_with
 from coordinator.cli.console import console, errors, print_json
 from coordinator.errors import UserError
 
@@ -73,7 +73,12 @@ def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json
 )
 @click.option("--agents", "num_agents", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--trials", "num_trials", default=1000, show_default=True, type=click.IntRange(min=1))
-@click.option("--study", metavar="STUDY", help="Rehearse this study (a name or a TOML file), instead of --trials.")
+@click.option(
+    "--study",
+    metavar="STUDY",
+    shell_complete=studies_that_begin_with,
+    help="Rehearse this study (a name or a TOML file), instead of --trials.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run here, for serve, report and status."
 )
