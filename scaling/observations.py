@@ -176,3 +176,6 @@ class Progress(Value):
     done_fraction: float
     message: str = ""
     point: TrainingPoint | None = None
+    lines: tuple[str, ...] = Field((), exclude_if=lambda lines: not lines)
+    """What a program that does the work, such as an engine, has written to its log since the last sign of life; each
+    line printable. Left out of the JSON when empty."""

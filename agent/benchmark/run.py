@@ -29,6 +29,7 @@ from agent.device import CPU_PROFILE_ID, gpu_fingerprint, make_provenance, prete
 from agent.engines.base import Engine, EngineMessage, EngineReady, EngineRequest, EngineResult
 from agent.engines.interpreters import find_engine
 from agent.engines.process import EngineFailure, Tick, run_process
+from agent.log_file import LogFollower
 from agent.power import NO_SENSOR, WindowReading, reading_flags
 from agent.sensors import Sampler, Sensor, Usage, open_boards, open_sensor, sampling
 from hwprofiles.catalog import load_profile
@@ -173,9 +174,11 @@ def _measure_repeat(run: _Run, repeat: int) -> Generator[Progress, None, Failure
     request_file = run.directory / f"request-{repeat}.json"
     request_file.write_text(_request(run, repeat).model_dump_json(), "utf-8")
     usage = _usage_before(run)
+    log_file = run.directory / f"engine-{repeat}.log"
+    log = LogFollower(log_file)
     messages = run_process(
         run.engine.command(request_file),
-        log_file=run.directory / f"engine-{repeat}.log",
+        log_file=log_file,
         load_deadline_seconds=assignment.load_deadline_seconds,
         run_deadline_seconds=assignment.run_deadline_seconds,
         environment=_environment(run),
@@ -192,7 +195,9 @@ def _measure_repeat(run: _Run, repeat: int) -> Generator[Progress, None, Failure
             failure = _note(run, message)
             if failure is not None:
                 break
-            yield _progress(run, repeat, message)
+            yield _progress(run, repeat, _phase_of(message), log.new_lines())
+    if lines := log.new_lines(is_over=True):
+        yield _progress(run, repeat, "ended", lines)
     return _note_release(run, usage, failure)
 
 
@@ -248,13 +253,17 @@ def _note(run: _Run, message: EngineMessage | Tick | EngineFailure) -> Failure |
     return None
 
 
-def _progress(run: _Run, repeat: int, message: EngineMessage | Tick | EngineFailure) -> Progress:
-    phase = message.phase if isinstance(message, Tick) else getattr(message, "event", "")
+def _phase_of(message: EngineMessage | Tick | EngineFailure) -> str:
+    return message.phase if isinstance(message, Tick) else getattr(message, "event", "")
+
+
+def _progress(run: _Run, repeat: int, phase: str, lines: tuple[str, ...]) -> Progress:
     num_repeats = run.assignment.num_repeats
     return Progress(
         assignment_id=run.assignment.id,
         done_fraction=len(run.results) / num_repeats,
         message=f"{run.engine.name} repeat {repeat + 1}/{num_repeats}: {phase}",
+        lines=lines,
     )
 
 

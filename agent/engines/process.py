@@ -38,14 +38,13 @@ from agent.engines.descendants import (
     running_members,
     wait_until_gone,
 )
+from agent.log_file import last_lines
 from hwprofiles.value import Value
 from scaling.observations import FailureKind
 
 Clock = Callable[[], float]
 TERMINATE_GRACE_SECONDS = 2.0
 MAX_LINE_BYTES = 1 << 20
-NUM_LOG_LINES = 20
-MAX_LOG_LINE_CHARACTERS = 500
 _MEMORY_PHRASES = ("MemoryError", "out of memory", "OutOfMemory", "can't allocate memory", "not enough memory")
 
 
@@ -95,7 +94,7 @@ def run_process(
             left_seconds = phase_started + deadline_seconds - clock()
             if left_seconds <= 0:
                 message = f"no end of {phase} within {deadline_seconds:g} s; the engine was killed"
-                yield EngineFailure(failure_kind="timeout", message=message, detail=tail(log_file))
+                yield EngineFailure(failure_kind="timeout", message=message, detail=last_lines(log_file))
                 return
             line = lines.read(0 if has_exited else min(tick_seconds, left_seconds))
             if line is None and not has_exited:
@@ -120,7 +119,8 @@ def run_process(
 
 def start(command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, its log in a file, its input and output held by pipes."""
-    with log_file.open("wb") as log:
+    log_file.write_bytes(b"")
+    with log_file.open("ab") as log:  # appending: what its output adds to the log is not to be overwritten
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # held open: its end tells the driver that the agent is gone
@@ -181,14 +181,14 @@ def _parse(line: bytes, log_file: Path) -> EngineMessage | EngineFailure | None:
         message = MessageAdapter.validate_json(line)
     except ValidationError as error:
         text = f"the driver broke the protocol: {error.errors()[0]['msg']} in {line[:200]!r}"
-        return EngineFailure(failure_kind="validation", message=text, detail=tail(log_file))
+        return EngineFailure(failure_kind="validation", message=text, detail=last_lines(log_file))
     if isinstance(message, EngineError):
-        return EngineFailure(failure_kind=message.failure_kind, message=message.message, detail=tail(log_file))
+        return EngineFailure(failure_kind=message.failure_kind, message=message.message, detail=last_lines(log_file))
     return message
 
 
 def _classify_exit(exit_code: int | None, phase: str, log_file: Path, *, kernel_killed: bool) -> EngineFailure:
-    detail = tail(log_file)
+    detail = last_lines(log_file)
     kind: FailureKind = "engine-start" if phase == "load" else "unknown"
     if exit_code is None:
         ending = "closed its output and went on"
@@ -201,21 +201,6 @@ def _classify_exit(exit_code: int | None, phase: str, log_file: Path, *, kernel_
     last_line = detail.rsplit("\n", 1)[-1]
     message = f"the engine {ending} in its {phase} phase without a result" + (f": {last_line}" if last_line else "")
     return EngineFailure(failure_kind=kind, message=message, detail=detail)
-
-
-def tail(log_file: Path) -> str:
-    """The last lines of the log."""
-    with contextlib.suppress(OSError), log_file.open("rb") as log:
-        log.seek(0, os.SEEK_END)
-        log.seek(max(0, log.tell() - 8000))
-        lines = log.read().decode(errors="replace").strip().splitlines()[-NUM_LOG_LINES:]
-        return "\n".join(_printable(line[:MAX_LOG_LINE_CHARACTERS]) for line in lines)
-    return ""
-
-
-def _printable(line: str) -> str:
-    """The line without control characters: a log may hold anything, a store and a terminal may not."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
 def count_kernel_kills() -> int:

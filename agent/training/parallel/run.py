@@ -32,8 +32,9 @@ from agent.blobs import BlobCache
 from agent.corpus.manifest import load_corpus
 from agent.device import make_provenance
 from agent.engines.descendants import MARK_VARIABLE
-from agent.engines.process import Lines, count_kernel_kills, exit_status, start, stop_group, tail, wait_exit
+from agent.engines.process import Lines, count_kernel_kills, exit_status, start, stop_group, wait_exit
 from agent.failures import InvalidInputError
+from agent.log_file import LogFollower, last_lines
 from agent.training import run
 from agent.training.checkpoint import NoCheckpoint, restore_checkpoint
 from agent.training.compiling import Choice
@@ -199,6 +200,7 @@ class Ranks:
         self._silence_seconds = silence_seconds
         self._folder = Path(job.folder)
         self._log = self._folder / "log"
+        self._new = LogFollower(self._log)
         self.done_fraction = 0.0
 
     def run(self) -> Generator[Progress, None, TrainingObservation | Failure | Ended]:
@@ -216,6 +218,8 @@ class Ranks:
             ending = yield from self._listen(process, lines)
             if ending is None:
                 wait_exit(process)
+                if last := self._new.new_lines(is_over=True):
+                    yield self._progress("the ranks have ended", last)
                 return self._last_words(process, kernel_killed=count_kernel_kills() > kills_before)
             if not isinstance(ending, Ended):
                 wait_exit(process)
@@ -242,7 +246,7 @@ class Ranks:
                 silent_seconds = self._clock() - heard_at
                 if silent_seconds > self._silence_seconds:
                     message = f"{self._job.num_devices} ranks said nothing for {silent_seconds:.0f} s; they were killed"
-                    return Ended("timeout", message, tail(self._log))
+                    return Ended("timeout", message, last_lines(self._log))
                 yield self._progress(f"{self._job.num_devices} ranks, silent for {silent_seconds:.0f} s")
                 continue
             event = self._parsed(line)
@@ -252,10 +256,15 @@ class Ranks:
             if not isinstance(event, Progress):
                 return event
             self.done_fraction = event.done_fraction
-            yield event
+            yield event.model_copy(update={"lines": self._new.new_lines()})
 
-    def _progress(self, message: str) -> Progress:
-        return Progress(assignment_id=self._job.assignment.id, done_fraction=self.done_fraction, message=message)
+    def _progress(self, message: str, lines: tuple[str, ...] | None = None) -> Progress:
+        return Progress(
+            assignment_id=self._job.assignment.id,
+            done_fraction=self.done_fraction,
+            message=message,
+            lines=self._new.new_lines() if lines is None else lines,
+        )
 
     def _parsed(self, line: bytes) -> Progress | TrainingObservation | Failure | None:
         """What rank 0 said; None for the noise of a library, which joins the log."""
@@ -268,7 +277,7 @@ class Ranks:
 
     def _last_words(self, process: subprocess.Popen[bytes], *, kernel_killed: bool) -> Ended:
         """Why the ranks ended, from what they and their launcher left: a killed rank, else the first error."""
-        count, log = self._job.num_devices, tail(self._log)
+        count, log = self._job.num_devices, last_lines(self._log)
         words = sorted(self._all_words(), key=lambda each: each.unix)
         report = self._folder / REPORT_NAME
         failed = LaunchReport.model_validate_json(report.read_bytes()).failed if report.exists() else ()

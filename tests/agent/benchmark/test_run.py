@@ -239,3 +239,18 @@ def test_an_assignment_that_names_no_hardware_keeps_the_name_it_had_before_it_co
     named = [bench(hardware=hardware) for hardware in ("a100-80gb", "h200")]
     assert len({plain.id, *(one.id for one in named)}) == 3
     assert [BenchAssignment.model_validate_json(one.model_dump_json()) for one in named] == named
+
+
+def test_what_an_engine_says_comes_with_the_signs_of_life(tmp_path):
+    source = copied_driver("fake", tmp_path)
+    words = "print('warming up', file=sys.stderr); print('no message'); "
+    source.write_text(
+        source.read_text().replace('if __name__ == "__main__":', f'if __name__ == "__main__":\n    {words}')
+    )
+    engine = Engine(name="fake", driver=source)
+
+    told = list(run_benchmark(bench(num_repeats=2), agent="agent-1", work_directory=tmp_path, engine=engine))
+
+    lines = [line for event in told if isinstance(event, Progress) for line in event.lines]
+    assert sorted(lines) == ["no message"] * 2 + ["warming up"] * 2
+    assert isinstance(told[-1], ServingObservation)

@@ -202,3 +202,17 @@ def test_an_interpreter_that_does_not_exist_is_an_engine_start_failure(tmp_path)
     assert isinstance(failure, EngineFailure)
     assert failure.failure_kind == "engine-start"
     assert failure.message == "cannot start /nowhere/python: No such file or directory"
+
+
+def test_the_log_keeps_what_the_engine_writes_to_both_its_outputs(run, tmp_path):
+    body = """
+    for number in range(3):
+        print(f"out {number}", flush=True)
+        time.sleep(0.05)
+        print(f"err {number}", file=sys.stderr, flush=True)
+        time.sleep(0.05)
+    ready(); result()
+    """
+    run(body)
+    expected = {f"{where} {number}" for where in ("out", "err") for number in range(3)}
+    assert set((tmp_path / "log").read_text().splitlines()) == expected
