@@ -14,8 +14,9 @@ from agent.assignment import BenchAssignment, TrainAssignment
 from agent.blobs import BlobCache, Fetch
 from agent.device import make_provenance
 from agent.failures import InvalidInputError, failure_from
+from agent.redaction import Redaction
 from scaling.architecture import Architecture
-from scaling.observations import Observation, Progress
+from scaling.observations import Failure, Observation, Progress
 
 CHECKPOINTS_VARIABLE = "ARCHFLEET_CHECKPOINTS"
 """A directory or a URL of fsspec's (s3://, gs://) where checkpoints lie instead of in the work directory: on storage
@@ -68,7 +69,7 @@ class Worker:
             with contextlib.closing(self._dispatch(assignment)) as events:
                 for event in events:
                     ended = ended or not isinstance(event, Progress)
-                    yield event
+                    yield _without_secrets(event) if isinstance(event, Failure) else event
             if not ended:
                 raise RuntimeError(f"{assignment.id} ended without an observation")
         except Exception as error:
@@ -77,7 +78,7 @@ class Worker:
             provenance = make_provenance(
                 agent=self.agent_name, started_at_unix=started_at, seconds=self._clock() - started
             )
-            yield failure_from(error, assignment_id=assignment.id, provenance=provenance)
+            yield _without_secrets(failure_from(error, assignment_id=assignment.id, provenance=provenance))
 
     def prepare(self) -> None:
         """Import what a training needs, where it is installed: seconds that no lease has to wait for."""
@@ -134,3 +135,11 @@ class Worker:
             yield from run_benchmark(
                 assignment, agent=self.agent_name, work_directory=self._work_directory / "bench" / assignment.id
             )
+
+
+def _without_secrets(failure: Failure) -> Failure:
+    """Words of an engine or a library may hold what is secret here; from here on others read them."""
+    redaction = Redaction()
+    return failure.model_copy(
+        update={"message": redaction(failure.message), "detail": redaction(failure.detail)},
+    )

@@ -49,6 +49,7 @@ from coordinator.fleet.base import (
     FleetEvent,
     Reported,
 )
+from coordinator.logs import Logs
 from coordinator.plan import Plan, PlannedTrial
 from coordinator.planner import StudyState
 from coordinator.planning import DecisionInputs, Planner, StudyPlanner, Tally, needs_of
@@ -105,6 +106,7 @@ class Coordinator:
     _study: StudySpec = field(init=False)
     _dispatch: Dispatch = field(init=False)
     _evidence: Evidence = field(init=False)
+    _logs: Logs = field(init=False)
     _trials: Trials = field(init=False, default_factory=Trials)
     _roster: Roster = field(init=False, default_factory=Roster)
     _stages: list[str] = field(init=False, default_factory=list)
@@ -143,6 +145,7 @@ class Coordinator:
     def begin(self) -> None:
         """Take up the run as the store has it, bring the agents up and price them."""
         self._study = self.store.study()
+        self._logs = Logs(self.store.run_directory)
         self._recover()
         self.vitals.is_ready = True
         self.view.note("starting the agents")
@@ -391,6 +394,7 @@ class Coordinator:
             self._note_agent(event)
             self._decide(self._follows_from(event))
         self._decide(self._dispatch.tick(now=self.monotonic()))
+        self._logs.write()  # before the commit: who is told of an attempt's end finds its last lines
         self._commit()
 
     def _follows_from(self, event: FleetEvent) -> list[Instruction]:
@@ -527,6 +531,14 @@ class Coordinator:
                 self._roster.heard(agent, now_unix=now)
                 if isinstance(event, AgentAlive):
                     self.vitals.heard("heartbeat")
+                elif isinstance(event, Reported) and event.log:
+                    self._keep_log(event)
+
+    def _keep_log(self, report: Reported) -> None:
+        """Keep what an attempt says, if it is one that was begun and there is room."""
+        row = self._trials.rows.get(report.trial_id)
+        if row is not None and 1 <= report.epoch <= row.epoch and self._dispatch.paused is None:
+            self._logs.add(report.trial_id, report.epoch, report.log)
 
     # What the run needs to go on
 

@@ -9,6 +9,7 @@ every agent of that machine drains. A batch system's signal handler or a cloud's
 """
 
 import os
+import socket
 import threading
 import time
 import traceback
@@ -24,6 +25,7 @@ from agent.assignment import AssignmentAdapter
 from agent.blobs import Fetch
 from agent.device import describe_device, make_provenance, pretended_hardware, versions
 from agent.engines.canary import measure_canary
+from agent.log import AttemptLog
 from agent.worker import Worker
 from coordinator.fleet.outbox import Message, Outbox
 from coordinator.version import code_digest
@@ -113,10 +115,12 @@ class AgentActor:
         task = AssignmentAdapter.validate_json(assignment)
         directory = self._work_directory / "checkpoints" / task.id
         started_at, started = time.time(), time.monotonic()
+        log = AttemptLog(f"{self._agent} on {socket.gethostname()}, epoch {epoch}")
 
         def tell(item: Progress | Observation, packed: bytes | None = None) -> bool:
-            is_final = not isinstance(item, Progress)
-            self._outbox.put(Message(trial_id, epoch, item.model_dump_json(), is_final, packed))
+            is_final, added = not isinstance(item, Progress), log.of(item)
+            text = item.model_dump_json(exclude={"lines"})  # those are in the log
+            self._outbox.put(Message(trial_id, epoch, text, is_final, packed, added))
             return is_final
 
         if checkpoint is not None and not directory.exists():

@@ -71,6 +71,8 @@ class Reported:
     trial_id: str
     epoch: int
     item: Progress | Observation
+    log: str = ""
+    """What the attempt has said since the last report: whole lines, for people. No fact: it may be lost."""
 
 
 FleetEvent = AgentJoined | AgentAlive | AgentLost | AgentDraining | CanaryMeasured | Reported

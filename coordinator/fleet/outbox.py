@@ -1,12 +1,15 @@
 """Outbox: what an agent has to tell, kept until the coordinator fetches it; the one channel between the two.
 
-Batched: one fetch takes all there is. Bounded: a trial's progress is only ever its newest, and a result that finds
-the outbox full waits for room, so that a slow coordinator slows its agents down instead of filling their memory.
+Batched: one fetch takes all there is. Bounded: a trial's progress is only ever its newest, which takes over what the
+one before adds to the log, and a result that finds the outbox full waits for room, so that a slow coordinator slows its
+agents down instead of filling their memory.
 """
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from agent.log import ending
 
 MAX_RESULTS = 64
 
@@ -21,6 +24,8 @@ class Message:
     is_final: bool
     checkpoint: bytes | None = None
     """Of an interrupted training, packed: whoever goes on with the trial starts from it."""
+    log: str = ""
+    """What it adds to the attempt's log: whole lines."""
 
 
 class Outbox:
@@ -36,7 +41,7 @@ class Outbox:
         """Add a message; progress replaces the attempt's older progress, a result waits while there is no room."""
         with self._changed:
             if not message.is_final:
-                self._drop_progress(message)
+                message = self._in_place_of_older(message)
             else:
                 self._changed.wait_for(lambda: self._num_results < self._max_results)
                 self._num_results += 1
@@ -53,7 +58,10 @@ class Outbox:
             self._changed.notify_all()
             return messages
 
-    def _drop_progress(self, newer: Message) -> None:
+    def _in_place_of_older(self, newer: Message) -> Message:
+        """Drop the attempt's older progress, if it waits; the newer one with its part of the log."""
         last = self._messages[-1] if self._messages else None
-        if last is not None and not last.is_final and (last.trial_id, last.epoch) == (newer.trial_id, newer.epoch):
-            self._messages.pop()
+        if last is None or last.is_final or (last.trial_id, last.epoch) != (newer.trial_id, newer.epoch):
+            return newer
+        self._messages.pop()
+        return replace(newer, log=ending(last.log + newer.log)) if last.log else newer

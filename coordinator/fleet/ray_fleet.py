@@ -257,7 +257,7 @@ class RayFleet:
             events.append(AgentDraining(name, drain_reason))
         for message in messages:
             self._keep_checkpoint(message)
-            events.append(Reported(name, message.trial_id, message.epoch, _item(message)))
+            events.append(Reported(name, message.trial_id, message.epoch, _item(message), message.log))
         return events or [AgentAlive(name)]
 
     def _keep_checkpoint(self, message: Message) -> None:

@@ -108,6 +108,21 @@ def test_the_fetcher_s_own_error_is_classified(assignment: TrainAssignment, tmp_
     assert failure.failure_kind == "timeout"
 
 
+def test_a_failure_tells_no_secret(
+    assignment: TrainAssignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_TOKEN", "open-sesame")
+
+    def fetch(sha256: str) -> bytes:
+        raise TimeoutError("no answer to open-sesame")
+
+    failure = _only_observation(list(Worker("node-0", tmp_path, fetch).run(assignment)))
+    assert isinstance(failure, Failure)
+    assert failure.message == "TimeoutError: no answer to [redacted]"
+    assert "Traceback" in failure.detail
+    assert "open-sesame" not in failure.detail
+
+
 def test_blobs_are_kept_for_the_next_assignment(
     assignment: TrainAssignment, corpus: Corpus, tmp_path: Path, blob_directory: Path
 ) -> None:

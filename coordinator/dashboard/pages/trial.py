@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of, stated
@@ -11,6 +12,7 @@ from coordinator.dashboard.reads import Ending, PageReader
 from coordinator.figures.figure import Figure
 from coordinator.figures.formats import NATS, plural
 from coordinator.forecast import describe
+from coordinator.logs import read_log
 from coordinator.record import is_simulated
 from coordinator.store_rows import AttemptRow
 from hwprofiles.value import Value
@@ -18,6 +20,8 @@ from scaling.observations import INVALIDATING_FLAGS, Failure, ServingObservation
 from scaling.observations import Provenance as MadeBy
 from scaling.quantity import Interval, Measured
 
+MAX_LOGS = 8
+"""Of the last attempts: one may be 16 KiB."""
 NORMAL_90 = 1.6449
 """Half the width of a 90 % interval of a normal mean, in standard errors."""
 
@@ -137,6 +141,17 @@ class ServingNumbers(Value):
     """Whether a recommendation may rest on it."""
 
 
+class AttemptLog(Value):
+    """What one attempt said while it worked."""
+
+    epoch: int
+    agent: str
+    text: str
+    """Lines, the last of at most 16 KiB; times are the agent's, UTC."""
+    is_whole: bool
+    """False where earlier lines were left out."""
+
+
 class TrialPage(Page):
     """One trial."""
 
@@ -150,6 +165,10 @@ class TrialPage(Page):
     """The whole input that its agent gets."""
     attempts: tuple[AttemptLine, ...]
     failures: tuple[FailureReport, ...]
+    log: tuple[AttemptLog, ...]
+    """Of its last attempts that said something, in order of epoch; of one that runs, up to now."""
+    no_log_because: str
+    """Empty where there is one."""
     provenance: Provenance | None
     """Of its result; null while there is none."""
     training: TrainingNumbers | None
@@ -178,6 +197,7 @@ def read_trial(store: PageReader, trial_id: str, *, now_unix: float) -> TrialPag
     attempts, endings = store.attempts_of(trial_id), store.endings_of(trial_id)
     result = next((one.observation for one in endings if not isinstance(one.observation, Failure)), None)
     assignment = row.planned.assignment
+    log = tuple(_logs(store.run_directory, attempts))
     return TrialPage(
         **page_facts(store, now_unix=now_unix),
         trial=line,
@@ -187,6 +207,8 @@ def read_trial(store: PageReader, trial_id: str, *, now_unix: float) -> TrialPag
         assignment=assignment.model_dump(mode="json"),
         attempts=tuple(_attempt(one) for one in attempts),
         failures=tuple(_failures(endings)),
+        log=log,
+        no_log_because="" if log else _why_no_log(attempts, simulated=is_simulated(store)),
         provenance=None if result is None else _provenance(result.provenance),
         training=_training(result, simulated=is_simulated(store)) if isinstance(result, TrainingObservation) else None,
         serving=_serving(result, simulated=is_simulated(store)) if isinstance(result, ServingObservation) else None,
@@ -223,6 +245,21 @@ def _failures(endings: Sequence[Ending]) -> Iterator[FailureReport]:
                 log_tail=failure.detail,
                 provenance=_provenance(failure.provenance),
             )
+
+
+def _logs(run_directory: Path, attempts: Sequence[AttemptRow]) -> Iterator[AttemptLog]:
+    for one in attempts[-MAX_LOGS:]:
+        kept = read_log(run_directory, one.trial_id, one.epoch)
+        if kept is not None:
+            yield AttemptLog(epoch=one.epoch, agent=one.agent, text=kept.text, is_whole=kept.is_whole)
+
+
+def _why_no_log(attempts: Sequence[AttemptRow], *, simulated: bool) -> str:
+    if not attempts:
+        return "No attempt has begun."
+    if simulated:
+        return "Simulated agents say nothing."
+    return "No attempt has said anything yet, or it is not kept any more: the oldest logs of a run make room."
 
 
 def _provenance(made: MadeBy) -> Provenance:

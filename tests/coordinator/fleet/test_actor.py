@@ -61,6 +61,22 @@ def test_a_trial_ends_in_one_final_message_under_its_epoch(
     assert ServingObservation.model_validate_json(final.item).assignment_id == bench.id
 
 
+def test_what_a_trial_says_comes_along_line_by_line(
+    make_actor: Callable[[str], AgentActor], bench: BenchAssignment
+) -> None:
+    actor = make_actor("a")
+    actor.start([(bench.id, 7, bench.model_dump_json())])
+
+    log = "".join(message.log for message in fetch_until(actor, is_final))
+
+    first, *_, last = log.splitlines()
+    assert "a on " in first
+    assert "epoch 7" in first
+    assert "fake repeat 1/1: ready" in log
+    assert "output tokens/s" in last
+    assert "flags: fake" in last
+
+
 def test_trials_given_together_are_done_in_order(
     make_actor: Callable[[str], AgentActor], bench: BenchAssignment
 ) -> None:

@@ -2,11 +2,12 @@
 
 import threading
 
+from agent.log import MAX_BYTES
 from coordinator.fleet.outbox import Message, Outbox
 
 
-def progress(item: str, *, trial_id: str = "train-1", epoch: int = 1) -> Message:
-    return Message(trial_id, epoch, item, is_final=False)
+def progress(item: str, *, trial_id: str = "train-1", epoch: int = 1, log: str = "") -> Message:
+    return Message(trial_id, epoch, item, is_final=False, log=log)
 
 
 def result(item: str, *, trial_id: str = "train-1") -> Message:
@@ -28,6 +29,25 @@ def test_progress_that_nobody_fetched_is_replaced_by_newer_progress() -> None:
         outbox.put(progress(str(number)))
 
     assert [message.item for message in outbox.take(0)] == ["999"]
+
+
+def test_progress_that_is_replaced_leaves_its_lines_to_the_newer() -> None:
+    outbox = Outbox()
+    outbox.put(progress("a", log="one\n"))
+    outbox.put(progress("b"))
+    outbox.put(progress("c", log="two\n"))
+
+    assert [(message.item, message.log) for message in outbox.take(0)] == [("c", "one\ntwo\n")]
+
+
+def test_lines_that_nobody_fetches_do_not_fill_the_memory() -> None:
+    outbox = Outbox()
+    for number in range(10_000):
+        outbox.put(progress("a", log=f"line {number}\n"))
+    (message,) = outbox.take(0)
+
+    assert len(message.log) <= MAX_BYTES
+    assert message.log.endswith("line 9999\n")
 
 
 def test_progress_of_another_attempt_is_kept() -> None:
