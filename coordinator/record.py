@@ -1,6 +1,5 @@
 """RunRecord: all that a store knows about one run, as values. Status, report, figures and outputs are made from it."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from coordinator.events import Fitted
 from coordinator.plan import Plan
 from coordinator.recommendation import Recommendation
 from coordinator.store import AgentRow, AttemptRow, StoreReader, TrialRow
-from coordinator.store_rows import CanaryRow
+from coordinator.store_rows import CanaryRow, DecisionRow
 from coordinator.study import StudySpec
 from scaling.observations import Failure, Observation, ServingObservation, TrainingObservation
 
@@ -35,7 +34,8 @@ class RunRecord:
     metrics_port: int | None
     trials: tuple[TrialRow, ...]
     observations: tuple[Observation, ...]
-    plans: tuple[Plan, ...]
+    planned: tuple[DecisionRow, ...]
+    """The decisions that queued the trials, in order."""
     agents: tuple[AgentRow, ...]
     attempts: tuple[AttemptRow, ...]
     canaries: tuple[CanaryRow, ...]
@@ -47,6 +47,19 @@ class RunRecord:
     recommendation: Recommendation | None
     is_simulated: bool
     """Whether the fleet was simulated: then nothing here was measured. The engine `fake` simulates rates alone."""
+
+    @cached_property
+    def plans(self) -> tuple[Plan, ...]:
+        """What was planned, in order; every trial's work is read for it."""
+        by_id = {trial.trial_id: trial for trial in self.trials}
+        return tuple(
+            Plan(
+                stage=decision.stage,
+                trials=tuple(by_id[trial_id].planned for trial_id in decision.record["trial_ids"] if trial_id in by_id),
+                notes=tuple(decision.record["notes"]),
+            )
+            for decision in self.planned
+        )
 
     @cached_property
     def training(self) -> dict[str, TrainingObservation]:
@@ -72,23 +85,28 @@ def read_record(run_directory: Path) -> RunRecord:
     """
     with StoreReader.open(run_directory) as store:
         store.check()
-        return record_of(store, trials=tuple(store.trials()), observations=tuple(store.observations()))
+        leases = leases_of(store, trials=tuple(store.trials()))
+        return with_results(store, leases, observations=tuple(store.observations()))
 
 
-def record_of(store: StoreReader, *, trials: tuple[TrialRow, ...], observations: tuple[Observation, ...]) -> RunRecord:
-    """Read the rest of an open store.
+def leases_of(store: StoreReader, *, trials: tuple[TrialRow, ...]) -> RunRecord:
+    """The run with its trials and their attempts, without what came of them, plans and fits."""
+    return replace(outline_of(store, observations=()), trials=trials, attempts=tuple(store.attempts()))
+
+
+def with_results(store: StoreReader, leases: RunRecord, *, observations: tuple[Observation, ...]) -> RunRecord:
+    """The whole record: what came of the trials, plans and fits too.
 
     Args:
         store: whose run it is.
-        trials: as somebody has read them already.
-        observations: likewise.
+        leases: its record so far, of the same moment.
+        observations: as somebody has read them already.
     """
     fit = store.last_fit()
     return replace(
-        outline_of(store, observations=observations),
-        trials=trials,
-        plans=tuple(_plans(store, trials)),
-        attempts=tuple(store.attempts()),
+        leases,
+        observations=observations,
+        planned=tuple(store.decisions("plan")),
         fits=tuple(store.fits()),
         analysis=None if fit is None else Analysis.from_json(fit.record),
     )
@@ -110,7 +128,7 @@ def outline_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> 
         metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
         trials=(),
         observations=observations,
-        plans=(),
+        planned=(),
         agents=tuple(store.agents()),
         attempts=(),
         canaries=tuple(store.canaries()),
@@ -120,14 +138,6 @@ def outline_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> 
         recommendation=None if recommendation is None else Recommendation.model_validate(recommendation),
         is_simulated=is_simulated(store),
     )
-
-
-def _plans(store: StoreReader, trials: Iterable[TrialRow]) -> Iterator[Plan]:
-    by_id = {trial.trial_id: trial for trial in trials}
-    for decision in store.decisions("plan"):
-        known = (by_id[trial_id] for trial_id in decision.record["trial_ids"] if trial_id in by_id)
-        planned, notes = tuple(trial.planned for trial in known), tuple(decision.record["notes"])
-        yield Plan(stage=decision.stage, trials=planned, notes=notes)
 
 
 def is_simulated(store: StoreReader) -> bool:

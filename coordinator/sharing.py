@@ -37,9 +37,9 @@ _names: dict[frozenset[str], set[str]] = {}
 
 
 def with_shared_parts(planned: PlannedTrial) -> PlannedTrial:
-    """The same trial, its architecture and its recipe shared, and lean itself."""
-    assignment = planned.assignment
-    parts: dict[str, Value] = {"architecture": shared(assignment.architecture)}
+    """The same trial, its architecture and its recipe shared, and lean itself. It must be new: nobody else has it."""
+    assignment = lean(planned.assignment)
+    object.__setattr__(assignment, "architecture", shared(assignment.architecture))
     if isinstance(assignment, TrainAssignment):
-        parts["recipe"] = shared(assignment.recipe)
-    return lean(planned.model_copy(update={"assignment": lean(assignment.model_copy(update=parts))}))
+        object.__setattr__(assignment, "recipe", shared(assignment.recipe))
+    return lean(planned)

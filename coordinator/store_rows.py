@@ -1,11 +1,16 @@
 """Rows of the store as values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
 
+from pydantic_core import from_json
+
 from coordinator.database import Row
-from coordinator.plan import PlannedTrial
-from coordinator.sharing import with_shared_parts
+from coordinator.plan import PlannedTrial, Role
+from coordinator.sharing import NUM_SHARED, with_shared_parts
+from scaling.architecture import Architecture
 
 AttemptOutcome = Literal["succeeded", "failed", "retried", "interrupted"]
 """Its result counts; it was the last of its trial; the trial is queued again; the coordinator went away."""
@@ -18,14 +23,38 @@ class WorkTexts(Protocol):
         """The planned trial as JSON."""
 
 
+class Brief(NamedTuple):
+    """What lists and drawings of many trials tell of each: a fifth of the time of reading the whole of it."""
+
+    role: Role
+    reason: str
+    architecture: Architecture
+    num_tokens: int | None
+    """Training tokens, D; null for benchmarks, as `seed`."""
+    seed: int | None
+    engine: str | None
+    """Null for training."""
+    hardware: str | None
+    """What it asks for; null where any will do."""
+
+
 class Work:
     """A planned trial as it is stored; looked at and read only when somebody asks: a store may hold 100,000."""
 
-    __slots__ = ("_planned", "_position", "_row", "_texts", "_trial_id")
+    __slots__ = ("_brief", "_planned", "_position", "_row", "_texts", "_trial_id")
 
     def __init__(self, position: int, trial_id: str, row: Row | None, texts: WorkTexts) -> None:
         self._position, self._trial_id, self._row, self._texts = position, trial_id, row, texts
         self._planned: PlannedTrial | None = None
+        self._brief: Brief | None = None
+
+    @property
+    def brief(self) -> Brief:
+        """The assignment in short. Raises as `planned`."""
+        if self._brief is None:
+            text = self._texts.work_text(self._position, self._trial_id, self._row)
+            self._brief = _brief_of(from_json(text))
+        return self._brief
 
     @property
     def planned(self) -> PlannedTrial:
@@ -44,6 +73,25 @@ class Work:
 
     def __hash__(self) -> int:
         return hash(self.planned)
+
+
+def _brief_of(planned: Mapping[str, Any]) -> Brief:
+    assignment = planned["assignment"]
+    recipe = assignment["recipe"]
+    return Brief(
+        role=planned["role"],
+        reason=planned["reason"],
+        architecture=_architecture(tuple(assignment["architecture"].items())),
+        num_tokens=recipe.get("num_tokens"),
+        seed=recipe.get("seed"),
+        engine=recipe.get("engine"),
+        hardware=assignment.get("hardware"),
+    )
+
+
+@lru_cache(maxsize=NUM_SHARED)
+def _architecture(fields: tuple[tuple[str, Any], ...]) -> Architecture:
+    return Architecture(**dict(fields))
 
 
 class TrialFields(NamedTuple):
@@ -91,6 +139,11 @@ class TrialRow(NamedTuple):
     def planned(self) -> PlannedTrial:
         """The assignment with its role and reason."""
         return self.work.planned
+
+    @property
+    def brief(self) -> Brief:
+        """The same in short."""
+        return self.work.brief
 
 
 class AttemptRow(NamedTuple):

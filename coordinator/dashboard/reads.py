@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from coordinator.database import Value
 from coordinator.events import Fitted, event_of
@@ -36,6 +36,13 @@ class Result:
     rate_low: float | None = None
     rate_high: float | None = None
     flags: tuple[str, ...] = ()
+
+
+class Standing(NamedTuple):
+    """Where a trial stands, in words in lower case: its state, its agent and its hardware."""
+
+    position: int
+    told: str
 
 
 class PageReader(StoreReader):
@@ -72,6 +79,15 @@ class PageReader(StoreReader):
         bindings: list[Value] = [after_position, state, state, phase, phase, limit]
         found = self._database.rows(f"SELECT position FROM trials WHERE {where} ORDER BY position LIMIT ?", bindings)
         return self.trials_at([position for (position,) in found])
+
+    def standings(self, *, state: str | None = None, phase: str | None = None) -> list[Standing]:
+        """Where the trials stand, of a state and a phase where they are given, in planned order; to be searched."""
+        found = self._database.rows(
+            "SELECT position, lower(concat_ws(' ', state, agent, hardware)) FROM trials "
+            "WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR phase = ?2) ORDER BY position",
+            (state, phase),
+        )
+        return [Standing(*row) for row in found]
 
     def trials_at(self, positions: Sequence[int]) -> list[TrialRow]:
         """The trials at these positions, in planned order."""

@@ -22,14 +22,14 @@ from coordinator.dashboard.pages.page import Page
 from coordinator.dashboard.pages.recommendation import configs_of, read_recommendation
 from coordinator.dashboard.pages.study import FigureEntry, figure_entry, read_study
 from coordinator.dashboard.pages.trial import read_trial
-from coordinator.dashboard.pages.trials import Phase, TrialState, read_trials
+from coordinator.dashboard.pages.trials import Phase, TrialState, TrialWords, read_trials
 from coordinator.dashboard.reads import PageReader
-from coordinator.figures.catalogue import Entry, entries, figure
-from coordinator.record import RunRecord, outline_of, record_of
+from coordinator.figures.catalogue import OF_LEASES, Entry, entries, figure
+from coordinator.record import RunRecord, leases_of, outline_of, with_results
 from coordinator.sharing import lean, shared
 from coordinator.status import is_held
 from coordinator.store import FILE_NAME
-from coordinator.store_rows import TrialRow
+from coordinator.store_rows import TrialRow, Work
 from hwprofiles.value import Value
 from scaling.observations import Failure, Observation, TrainingObservation
 
@@ -79,6 +79,8 @@ class RunSource:
         self._figures = _Desk(run_directory)
         """A desk of its own: nobody waits for a page because somebody wants a figure."""
         self._records = _Records()
+        self._known: tuple[int, TrialWords] = (0, TrialWords())
+        """What trials are found by, and in which opening of the store it was read."""
 
     def close(self) -> None:
         """Close the store; asked again, it is opened again."""
@@ -125,9 +127,14 @@ class RunSource:
 
             def read() -> Page:
                 asked = {"after": after, "limit": limit, "state": state, "phase": phase, "query": query}
-                return read_trials(store, now_unix=self._wall(), **asked)  # type: ignore[arg-type]
+                return read_trials(store, self._words(), now_unix=self._wall(), **asked)  # type: ignore[arg-type]
 
             return self._pages.kept(key, (self._pages.version,), lambda: answer_of(read(), store.last_seq()))
+
+    def _words(self) -> TrialWords:
+        if self._known[0] != self._pages.generation:
+            self._known = (self._pages.generation, TrialWords())
+        return self._known[1]
 
     def trial(self, trial_id: str) -> Answer | None:
         """One trial; null where there is none of this name."""
@@ -164,9 +171,9 @@ class RunSource:
             facts = _facts(store)
             if (kept := self._figures.look("figure", name, version=facts)) is not None:
                 return kept
-            record = self._records.of(store, facts, self._figures.generation)
+            read = self._records.leases if name in OF_LEASES else self._records.whole
             try:
-                drawn = figure(record, name)
+                drawn = figure(read(store, facts, self._figures.generation), name)
             except KeyError:
                 return None
             return self._figures.kept(("figure", name), facts, lambda: answer_of(drawn, store.last_seq()))
@@ -268,47 +275,56 @@ def _identity(path: Path, store: PageReader) -> tuple[int, ...]:
 
 
 class _Records:
-    """The run's record for figures, added to as observations come in; at one desk."""
+    """The run's records for figures, added to as facts come in; at one desk."""
 
     def __init__(self) -> None:
-        self._version: _Key = ()
         self._generation = 0
+        self._forget()
+
+    def _forget(self) -> None:
         self._observations: list[Observation] = []
         self._num_observed = 0
-        self._trials: dict[str, TrialRow] = {}
-        self._record: RunRecord | None = None
+        self._works: dict[str, Work] = {}
+        self._leases: tuple[_Key, RunRecord] | None = None
+        self._whole: tuple[_Key, RunRecord] | None = None
 
-    def of(self, store: PageReader, version: _Key, generation: int) -> RunRecord:
-        """The record as the store tells it now."""
+    def leases(self, store: PageReader, version: _Key, generation: int) -> RunRecord:
+        """Trials and attempts as the store tells them now."""
         if generation != self._generation:
-            self._observations, self._num_observed, self._trials = [], 0, {}
-            self._generation, self._record = generation, None
-        if self._record is None or self._version != version:
+            self._forget()
+            self._generation = generation
+        if self._leases is None or self._leases[0] != version:
+            self._leases = (version, leases_of(store, trials=self._trials(store)))
+        return self._leases[1]
+
+    def whole(self, store: PageReader, version: _Key, generation: int) -> RunRecord:
+        """All of the record as the store tells it now."""
+        leases = self.leases(store, version, generation)
+        if self._whole is None or self._whole[0] != version:
             self._observations += map(_kept_of, store.each_observation(after_seq=self._num_observed))
             self._num_observed = store.last_seq()
-            # Rows are new, what they consist of was read before.
-            rows = [self._with_old_work(row) for row in store.trials()]
-            self._trials = {row.trial_id: row for row in rows}
-            self._record = record_of(store, trials=tuple(rows), observations=tuple(self._observations))
-            self._version = version
-        return self._record
+            self._whole = (version, with_results(store, leases, observations=tuple(self._observations)))
+        return self._whole[1]
 
-    def _with_old_work(self, row: TrialRow) -> TrialRow:
-        old = self._trials.get(row.trial_id)
-        return row if old is None else row._replace(work=old.work)
+    def _trials(self, store: PageReader) -> tuple[TrialRow, ...]:
+        """Rows are new, what they consist of was read before."""
+        rows = tuple(row._replace(work=self._works.get(row.trial_id, row.work)) for row in store.trials())
+        self._works = {row.trial_id: row.work for row in rows}
+        return rows
 
 
 def _kept_of(observation: Observation) -> Observation:
-    """Without what no figure shows: of 10,000 runs their windows would be hundreds of megabytes."""
+    """Without what no figure shows: of 10,000 runs their windows would be hundreds of megabytes. It must be new."""
+    parts: dict[str, object] = {}
     match observation:
         case TrainingObservation(architecture=architecture, recipe=recipe):
             lean(observation.provenance)
             parts = {"architecture": shared(architecture), "recipe": shared(recipe), "curve": (), "window_losses": ()}
-            return lean(observation.model_copy(update=parts))
         case Failure():
-            return lean(observation.model_copy(update={"detail": ""}))
-        case _:
-            return observation
+            parts = {"detail": ""}
+    for name, value in parts.items():
+        object.__setattr__(observation, name, value)
+    return lean(observation) if parts else observation
 
 
 def _facts(store: PageReader) -> _Key:

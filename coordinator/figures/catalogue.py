@@ -20,6 +20,7 @@ from coordinator.figures.residuals import residuals, residuals_against
 from coordinator.figures.roofline import predictions_by, roofline
 from coordinator.figures.spending import spending
 from coordinator.figures.steadiness import benchmarked_hardware, canary, canary_hardware, noise_floor
+from coordinator.figures.thinning import thinned
 from coordinator.figures.timeline import timeline
 from coordinator.record import RunRecord
 
@@ -35,11 +36,13 @@ class Entry:
     page: FigurePage
     make: Callable[[RunRecord], Figure]
     is_wide: bool = False
+    is_of_leases: bool = False
+    """Whether it is made of trials and their attempts, without what came of them, fits and plans: that is read soon."""
 
 
 _ALWAYS = (
-    Entry(name="timeline", title="The run over time", page="overview", make=timeline, is_wide=True),
-    Entry(name="spend", title="Accelerator time spent", page="overview", make=spending),
+    Entry(name="timeline", title="The run over time", page="overview", make=timeline, is_wide=True, is_of_leases=True),
+    Entry(name="spend", title="Accelerator time spent", page="overview", make=spending, is_of_leases=True),
     Entry(name="loss-x", title="Loss against x", page="study", make=partial(loss_against, axis="x")),
     Entry(name="loss-r", title="Loss against r", page="study", make=partial(loss_against, axis="r")),
     Entry(name="loss-compute", title="Loss against compute", page="study", make=loss_compute),
@@ -57,6 +60,10 @@ _ALWAYS = (
 )
 
 
+OF_LEASES = frozenset(entry.name for entry in _ALWAYS if entry.is_of_leases)
+"""Figures of a run whose observations need not be read."""
+
+
 def entries(record: RunRecord) -> tuple[Entry, ...]:
     """What a run has figures of, in the order in which they are read; nothing is drawn."""
     return (*_ALWAYS, *_paretos(record), *_hardware(record))
@@ -68,12 +75,12 @@ def figure(record: RunRecord, name: str) -> Figure:
     Raises:
         KeyError: the run has none of that name.
     """
-    return {entry.name: entry for entry in entries(record)}[name].make(record)
+    return thinned({entry.name: entry for entry in entries(record)}[name].make(record))
 
 
 def figures_of(record: RunRecord) -> tuple[Figure, ...]:
     """Every figure of a run; those with nothing to draw say why."""
-    return tuple(entry.make(record) for entry in entries(record))
+    return tuple(thinned(entry.make(record)) for entry in entries(record))
 
 
 def _paretos(record: RunRecord) -> Iterator[Entry]:

@@ -1,8 +1,8 @@
 """Loss against x and against r in the cell that decides: every run, the fitted curve with its interval, the optimum."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from coordinator.figures.scales import (
     coordinate,
     deciding_cell,
     is_fitted,
+    place_of,
     run_label,
     scale_colour,
 )
@@ -76,10 +77,10 @@ def _optimum(fit: LawFit, axis: ShapeAxis) -> Optimum | None:
 
 def _runs_of(record: RunRecord, cell: CellReference | None) -> list[TrainingObservation]:
     wanted = record.study.fit.num_parameters
-    runs = [run for run in record.training.values() if same_size(run.architecture.num_parameters, wanted)]
+    runs = [run for run in record.training.values() if same_size(place_of(run.architecture).num_parameters, wanted)]
     if cell is None:
         return runs
-    return [run for run in runs if abs(np.log(run.num_tokens / cell.num_tokens)) < CELL_TOLERANCE]
+    return [run for run in runs if abs(math.log(run.num_tokens / cell.num_tokens)) < CELL_TOLERANCE]
 
 
 def _curve(fit: LawFit, cell: CellReference, axis: ShapeAxis) -> _Curve | None:
@@ -126,15 +127,16 @@ def _curve_series(curve: _Curve | None, axis: ShapeAxis) -> list[Series]:
 def _run_series(runs: Sequence[TrainingObservation], axis: ShapeAxis, fit: LawFit | None, kind: Kind) -> list[Series]:
     """Runs in steps of the other coordinate, evenly in its logarithm; those that were not fitted as crosses."""
     other: ShapeAxis = "r" if axis == "x" else "x"
-    edges = _edges([coordinate(run, other) for run in runs])
+    values = np.array([coordinate(run, other) for run in runs])
+    edges = _edges(values)
+    looks: dict[tuple[int, bool], list[TrainingObservation]] = {}
+    for run, step in zip(runs, _steps(values, edges), strict=True):
+        looks.setdefault((step, not is_fitted(run, fit)), []).append(run)
     series = []
-    for step, (low, high) in enumerate(pairwise(edges), start=1):
-        inside = [run for run in runs if _step(coordinate(run, other), edges) == step]
-        for is_cross in (False, True):
-            chosen = [run for run in inside if is_fitted(run, fit) != is_cross]
-            name = f"{other} {low:.2g} to {high:.2g}{', r outside the law: not fitted' if is_cross else ''}"
-            if chosen:
-                series.append(_marks(chosen, axis, name, kind, scale_colour(step - 1, len(edges) - 1), is_cross))
+    for step, is_cross in sorted(looks):
+        low, high = edges[step - 1], edges[step]
+        name = f"{other} {low:.2g} to {high:.2g}{', r outside the law: not fitted' if is_cross else ''}"
+        series.append(_marks(looks[step, is_cross], axis, name, kind, scale_colour(step - 1, len(edges) - 1), is_cross))
     return series
 
 
@@ -153,15 +155,17 @@ def _marks(
     )
 
 
-def _edges(values: Sequence[float]) -> Floats:
+def _edges(values: Floats) -> Floats:
     """Edges of the colour steps; one step where the values do not vary."""
-    low, high = min(values), max(values)
+    low, high = float(values.min()), float(values.max())
     steps = NUM_SCALE_STEPS if high / low > 1.05 else 1
     return np.asarray(np.geomspace(low, high, steps + 1), dtype=float)
 
 
-def _step(value: float, edges: Floats) -> int:
-    return int(np.clip(np.searchsorted(edges, value, side="right"), 1, len(edges) - 1))
+def _steps(values: Floats, edges: Floats) -> list[int]:
+    """The colour step of each value, from 1."""
+    found: list[int] = np.clip(np.searchsorted(edges, values, side="right"), 1, len(edges) - 1).tolist()
+    return found
 
 
 def _loss_axis(losses: Sequence[float], noise: float) -> Axis:
@@ -203,7 +207,7 @@ def _optimum_guides(optimum: Optimum | None, axis: ShapeAxis) -> tuple[Guide, ..
 
 def _caption(runs: Sequence[TrainingObservation], fit: LawFit | None, curve: _Curve | None, axis: ShapeAxis) -> str:
     tokens = sorted({run.num_tokens for run in runs})
-    at = f"N = {short(float(np.median([run.architecture.num_parameters for run in runs])))}"
+    at = f"N = {short(float(np.median([place_of(run.architecture).num_parameters for run in runs])))}"
     data = f"D = {short(tokens[0])}" if len(tokens) == 1 else f"D = {short(tokens[0])} to {short(tokens[-1])}"
     num_shapes = len({run.architecture for run in runs})
     words = [f"{len(runs)} finished runs of {num_shapes} shapes at {at}, {data} tokens."]

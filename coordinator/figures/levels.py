@@ -14,7 +14,7 @@ from coordinator.choice import target_point
 from coordinator.figures.figure import Axis, Colour, Figure, Kind, Series
 from coordinator.figures.formats import NATS, digits, plural, short
 from coordinator.figures.origin import kind_of_losses
-from coordinator.figures.scales import run_label, scale_colour, sizes_of
+from coordinator.figures.scales import place_of, run_label, scale_colour, sizes_of
 from coordinator.figures.standing import COLOUR_OF, standing
 from coordinator.record import RunRecord
 from scaling.law import Floats
@@ -71,7 +71,7 @@ def _figure(record: RunRecord, *, name: str, title: str, x_axis: Axis, along: Al
         return Figure(name=name, title=title, x=x_axis, y=y_axis, reason="no training run has finished yet.")
     levels, why_not = _levels(record)
     if levels is None:
-        sizes = sizes_of([run.architecture.num_parameters for run in runs])
+        sizes = sizes_of([place_of(run.architecture).num_parameters for run in runs])
         series = _run_series(record, sizes, along)
         caption = f"Dots: every run. No curve: {why_not}"
         return Figure(name=name, title=title, caption=caption, x=x_axis, y=y_axis, series=tuple(series))
@@ -99,7 +99,7 @@ def _levels(record: RunRecord) -> tuple[_Levels | None, str]:
     if analysis.pooled.law is None:
         return None, " ".join(("no law was fitted.", *analysis.pooled.messages))
     law, target = analysis.reference, target_point(record.study, record.token_scale or 1.0)
-    trained = [(run.architecture.num_parameters, run.num_tokens) for run in record.training.values()]
+    trained = [(place_of(run.architecture).num_parameters, run.num_tokens) for run in record.training.values()]
     cells = [*zip(law.cell_num_parameters.tolist(), law.cell_num_tokens.tolist(), strict=True), target]
     data = [D for _, D in (*cells, *trained)]
     tokens = np.geomspace(min(data) / 1.15, max(data) * 1.15, _NUM_PLACES)
@@ -112,7 +112,7 @@ def _run_series(record: RunRecord, sizes: Sequence[float], along: Along) -> list
     target = record.study.target.num_parameters
     kind, series = kind_of_losses(record), []
     for step, size in enumerate(sizes):
-        runs = [run for run in record.training.values() if same_size(run.architecture.num_parameters, size)]
+        runs = [run for run in record.training.values() if same_size(place_of(run.architecture).num_parameters, size)]
         if runs:
             held_out = ", the target: held out" if same_size(target, size) else ""
             series.append(
@@ -127,7 +127,7 @@ def _dots(runs: Sequence[TrainingObservation], name: str, colour: Colour, along:
         kind=kind,
         mark="dot",
         colour=colour,
-        x=tuple(along(run.architecture.num_parameters, run.num_tokens) for run in runs),
+        x=tuple(along(place_of(run.architecture).num_parameters, run.num_tokens) for run in runs),
         y=tuple(run.loss for run in runs),
         labels=tuple(map(run_label, runs)),
         trial_ids=tuple(run.assignment_id for run in runs),

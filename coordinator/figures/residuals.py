@@ -5,6 +5,7 @@ A law that holds leaves no pattern in them: about two in three within one sd, no
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -12,7 +13,16 @@ from coordinator.analysis import same_size
 from coordinator.figures.figure import Axis, Figure, Guide, Series
 from coordinator.figures.formats import NATS, plural, short
 from coordinator.figures.origin import kind_of_losses
-from coordinator.figures.scales import MEANING, ShapeAxis, coordinate, is_fitted, run_label, scale_colour, sizes_of
+from coordinator.figures.scales import (
+    MEANING,
+    ShapeAxis,
+    coordinate,
+    is_fitted,
+    place_of,
+    run_label,
+    scale_colour,
+    sizes_of,
+)
 from coordinator.record import RunRecord
 from scaling.law_fit import LawFit
 from scaling.observations import TrainingObservation
@@ -40,7 +50,7 @@ def residuals(record: RunRecord) -> Figure:
         name="residuals",
         title="Residuals against the predicted loss",
         x=(Axis(label="predicted loss", unit=NATS), lambda one: one.predicted),
-        groups=("N = {}", lambda run: run.architecture.num_parameters),
+        groups=("N = {}", lambda run: place_of(run.architecture).num_parameters),
         which="The fit of all sizes together",
     )
 
@@ -110,10 +120,13 @@ def _residuals(record: RunRecord, fit: LawFit | None) -> list[_Residual]:
     cell_N = np.array([cell.num_parameters for cell in fit.cells])
     cell_D = np.array([cell.num_tokens for cell in fit.cells])
     by_cell: dict[int, list[TrainingObservation]] = {}
+    cell_of = lru_cache(maxsize=None)(partial(find_cell, cell_N, cell_D))
+    target = record.study.target.num_parameters
     for run in record.training.values():
-        if same_size(run.architecture.num_parameters, record.study.target.num_parameters) or not is_fitted(run, fit):
+        N = place_of(run.architecture).num_parameters
+        if same_size(N, target) or not is_fitted(run, fit):
             continue
-        cell = find_cell(cell_N, cell_D, run.architecture.num_parameters, run.num_tokens)
+        cell = cell_of(N, run.num_tokens)
         if cell is not None and _knows_group(fit, run):
             by_cell.setdefault(cell, []).append(run)
     return [one for cell, runs in by_cell.items() for one in _of_cell(fit, cell, runs)]

@@ -1,10 +1,13 @@
 """What the figures of losses share: sizes and their colours, the cell that decides, and what a run is called."""
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from functools import lru_cache
+from typing import Literal, NamedTuple, cast
 
 from coordinator.analysis import same_size
 from coordinator.figures.figure import Colour
+from coordinator.sharing import NUM_SHARED
+from scaling.architecture import Architecture
 from scaling.law_fit import CellReference, LawFit
 from scaling.observations import TrainingObservation
 
@@ -33,19 +36,36 @@ def deciding_cell(fit: LawFit) -> CellReference | None:
     return max(fit.cells, key=lambda cell: cell.num_points, default=None)
 
 
+class Place(NamedTuple):
+    """Where a shape stands, counted once however many runs are of it."""
+
+    num_parameters: int
+    x: float
+    r: float
+    label: str
+
+
+@lru_cache(maxsize=NUM_SHARED)
+def place_of(architecture: Architecture) -> Place:
+    """Size, coordinates and name of a shape."""
+    x, r = architecture.width_ratio, architecture.mlp_attention_ratio
+    return Place(num_parameters=architecture.num_parameters, x=x, r=r, label=architecture.label)
+
+
 def coordinate(run: TrainingObservation, axis: ShapeAxis) -> float:
     """A run's x or r."""
-    return run.architecture.width_ratio if axis == "x" else run.architecture.mlp_attention_ratio
+    place = place_of(run.architecture)
+    return place.x if axis == "x" else place.r
 
 
 def is_fitted(run: TrainingObservation, fit: LawFit | None) -> bool:
     """Whether r is within the range for which the law holds: other runs are shown, but were not fitted."""
     if fit is None or fit.law is None:
         return True
-    return fit.r_range[0] * 0.999 <= run.architecture.mlp_attention_ratio <= fit.r_range[1] * 1.001
+    return fit.r_range[0] * 0.999 <= place_of(run.architecture).r <= fit.r_range[1] * 1.001
 
 
 def run_label(run: TrainingObservation) -> str:
     """A run's shape, seed and place, for those who point at it."""
-    shape = run.architecture
-    return f"{shape.label}, seed {run.recipe.seed}, x {shape.width_ratio:.3f}, r {shape.mlp_attention_ratio:.2f}"
+    place = place_of(run.architecture)
+    return f"{place.label}, seed {run.recipe.seed}, x {place.x:.3f}, r {place.r:.2f}"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from agent.assignment import BenchAssignment, TrainAssignment
 from coordinator.dashboard.pages.page import Page, page_facts
 from coordinator.dashboard.reads import PageReader, Result
 from coordinator.store_rows import TrialRow
@@ -77,8 +76,34 @@ class TrialList(Page):
     """Position to ask on from; null where these rows are the last."""
 
 
+class TrialWords:
+    """What trials are found by, as far as it never changes: read once, and added to as trials are planned."""
+
+    def __init__(self) -> None:
+        self._words: dict[int, str] = {}
+
+    def matching(self, store: PageReader, words: Sequence[str], *, state: str | None, phase: str | None) -> list[int]:
+        """Positions of the trials of a state and a phase in whose line all words stand, in planned order.
+
+        Args:
+            store: within a snapshot; always one of the same run.
+            words: in lower case.
+            state: null for any.
+            phase: likewise.
+        """
+        self._words |= {
+            row.position: _words_of(row) for row in store.trials(after_position=max(self._words, default=0))
+        }
+        return [
+            one.position
+            for one in store.standings(state=state, phase=phase)
+            if _holds(f"{self._words[one.position]} {one.told}", words)
+        ]
+
+
 def read_trials(
     store: PageReader,
+    known: TrialWords,
     *,
     now_unix: float,
     after: int = 0,
@@ -91,6 +116,7 @@ def read_trials(
 
     Args:
         store: within a snapshot.
+        known: of the same run's trials.
         now_unix: of the answer.
         after: position of the last trial that the asker has; 0 from the beginning on.
         limit: how many rows at most.
@@ -100,8 +126,8 @@ def read_trials(
     """
     words = query.casefold().split()
     if words:
-        matching = _matching(store, words, state, phase)
-        rows = [row for row in matching if row.position > after]
+        matching = known.matching(store, words, state=state, phase=phase)
+        rows = store.trials_at([position for position in matching if position > after][: limit + 1])
         num_matching = len(matching)
     else:
         rows = store.trials_page(after_position=after, limit=limit + 1, state=state, phase=phase)
@@ -124,27 +150,25 @@ def trial_lines(store: PageReader, rows: Sequence[TrialRow]) -> list[TrialLine]:
 
 
 def _line(row: TrialRow, result: Result, failure_kind: str | None) -> TrialLine:
-    planned = row.planned
-    assignment, shape = planned.assignment, planned.assignment.architecture
-    train = assignment if isinstance(assignment, TrainAssignment) else None
-    bench = assignment if isinstance(assignment, BenchAssignment) else None
+    asked = row.brief
+    shape = asked.architecture
     return TrialLine(
         position=row.position,
         trial_id=row.trial_id,
         stage=row.stage,
-        phase=assignment.kind,
-        role=planned.role,
-        reason=planned.reason,
+        phase="train" if row.phase == "train" else "bench",
+        role=asked.role,
+        reason=asked.reason,
         state=row.state,
         done_fraction=row.done_fraction,
         shape=shape.label,
         num_parameters=shape.num_parameters,
         x=shape.width_ratio,
         r=shape.mlp_attention_ratio,
-        num_tokens=None if train is None else train.recipe.num_tokens,
-        seed=None if train is None else train.recipe.seed,
-        engine=None if bench is None else bench.recipe.engine,
-        hardware=row.hardware or (None if bench is None else bench.hardware),
+        num_tokens=asked.num_tokens,
+        seed=asked.seed,
+        engine=asked.engine,
+        hardware=row.hardware or asked.hardware,
         agent=row.agent,
         num_attempts=row.attempts,
         loss=result.loss,
@@ -161,20 +185,11 @@ def _line(row: TrialRow, result: Result, failure_kind: str | None) -> TrialLine:
     )
 
 
-def _matching(store: PageReader, words: Sequence[str], state: str | None, phase: str | None) -> list[TrialRow]:
-    rows = (row for row in store.trials() if state in (None, row.state) and phase in (None, row.phase))
-    return [row for row in rows if _holds(row, words)]
-
-
-def _holds(row: TrialRow, words: Sequence[str]) -> bool:
-    text = _text(row)
+def _holds(text: str, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
-def _text(row: TrialRow) -> str:
-    """What a query looks in."""
-    planned = row.planned
-    assignment = planned.assignment
-    told = (row.trial_id, row.stage, row.phase, row.state, row.agent, row.hardware, planned.role, planned.reason)
-    engine = assignment.recipe.engine if isinstance(assignment, BenchAssignment) else ""
-    return " ".join([*(part or "" for part in told), assignment.architecture.label, engine]).casefold()
+def _words_of(row: TrialRow) -> str:
+    asked = row.brief
+    told = (row.trial_id, row.stage, row.phase, asked.role, asked.reason, asked.architecture.label, asked.engine or "")
+    return " ".join(told).casefold()

@@ -82,6 +82,40 @@ def test_figures_follow_new_results_without_reading_the_old_again(store: Store, 
     source.close()
 
 
+def test_what_happened_over_time_is_drawn_without_reading_what_came_of_it(run_copy: Path) -> None:
+    database = Database.open_for_writing(run_copy / FILE_NAME)
+    database.execute("UPDATE observations SET unix = unix + 1")
+    database.close()
+    source = RunSource(run_copy)
+    assert plain(source.figure("timeline"))["series"]
+    assert plain(source.figure("spend"))["series"]
+    with pytest.raises(StoreError, match="observations"):
+        source.figure("loss-x")
+    source.close()
+
+
+def test_a_trial_is_found_by_what_it_is_and_by_where_it_stands_now(store: Store, driver, clock: Clock) -> None:
+    driver.plan()
+    source = RunSource(store.run_directory, wall=clock)
+
+    def found(query: str) -> list[str]:
+        return [row["trial_id"] for row in plain(source.trials(after=0, limit=2000, query=query))["rows"]]
+
+    first, second, *_ = driver.queued()
+    assert found("QUEUED space")
+    assert first not in found("succeeded")
+    driver.run_trial(first)
+    clock.now += FRESH_SECONDS
+    assert found("agent-0 succeeded") == [first]
+    assert found(f"queued {second}") == [second]
+    num_before = len(found("reference")) + len(found("proposed"))
+    driver.run_queue()
+    driver.plan()
+    clock.now += FRESH_SECONDS
+    assert len(found("reference")) + len(found("proposed")) > num_before
+    source.close()
+
+
 def _num_points(source: RunSource) -> int:
     """Attempts on the timeline."""
     timeline = plain(source.figure("timeline"))

@@ -13,7 +13,7 @@ from coordinator.dashboard.pages.overview import Overview, read_overview
 from coordinator.dashboard.pages.recommendation import RecommendationPage, read_recommendation
 from coordinator.dashboard.pages.study import StudyPage, read_study
 from coordinator.dashboard.pages.trial import TrialPage, read_trial
-from coordinator.dashboard.pages.trials import TrialList, read_trials
+from coordinator.dashboard.pages.trials import TrialList, TrialWords, read_trials
 from coordinator.dashboard.reads import PageReader
 from coordinator.figures.catalogue import entries
 from coordinator.forecast import seconds_left
@@ -30,6 +30,7 @@ class Pages:
 
     def __init__(self, run: Path) -> None:
         self.store = PageReader.open(run)
+        self.words = TrialWords()
 
     def overview(self, *, is_held: bool = False) -> Overview:
         return read_overview(self.store, now_unix=NOW, is_held=is_held)
@@ -38,7 +39,7 @@ class Pages:
         return read_study(self.store, analysis=self._analysis(), figures=entries(self._outline()), now_unix=NOW)
 
     def trials(self, **asked: object) -> TrialList:
-        return read_trials(self.store, now_unix=NOW, **asked)  # type: ignore[arg-type]
+        return read_trials(self.store, self.words, now_unix=NOW, **asked)  # type: ignore[arg-type]
 
     def trial(self, trial_id: str) -> TrialPage:
         found = read_trial(self.store, trial_id, now_unix=NOW)
