@@ -2,7 +2,7 @@
 
 probe?  -> answered        /healthz and /readyz say one word to anybody
 host    -> 400             the name that was asked for is none of this dashboard's (DNS rebinding)
-size    -> 413             nothing here takes a large body
+size    -> 413, 431        nothing here takes a large body or head
 origin  -> 403             a form of another site
 token   -> 401, 403, 303   the last for a browser that wants a page: to /login
 else    -> the application, its answer with the headers below; an error in it is a 500 that tells nothing
@@ -28,6 +28,8 @@ PROBES = frozenset({"/healthz", "/readyz"})
 OPEN_TO_ALL = ("/login", "/static/")
 """The way in, and files that are the same in every archfleet."""
 MAX_BODY_BYTES = 16_384
+MAX_HEAD_BYTES = 16_384
+"""The server stops reading a longer one, but for what comes with one read."""
 RECHECK_SECONDS = 1.0
 """So long may a stream outlive its token."""
 EVENT_STREAM = "text/event-stream"
@@ -111,6 +113,8 @@ class Guard:
             return _problem(400, f"This dashboard is not {host!r:.100}; start it with --allowed-host to make it so.")
         if not _is_small(headers.get("content-length", "0")):
             return _problem(413, f"A body may have {MAX_BODY_BYTES:,} bytes.")
+        if _head_bytes(scope) > MAX_HEAD_BYTES:
+            return _problem(431, f"A request's address and headers may have {MAX_HEAD_BYTES:,} bytes.")
         if scope["method"] == "POST" and not _is_own_form(headers, self.access):
             return _problem(403, "This form came from another site.")
         if self.access.book is None or path.startswith(OPEN_TO_ALL):
@@ -220,6 +224,12 @@ def cookie_of(header: str, name: str) -> str | None:
 
 def _is_small(content_length: str) -> bool:
     return re.fullmatch("[0-9]{1,9}", content_length) is not None and int(content_length) <= MAX_BODY_BYTES
+
+
+def _head_bytes(scope: Scope) -> int:
+    """About what the request's head has, without its line ends."""
+    address = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    return address + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _is_own_form(headers: Headers, access: Access) -> bool:

@@ -14,12 +14,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from coordinator.dashboard.access import Access
 from coordinator.dashboard.app import create_app
+from coordinator.dashboard.guard import MAX_HEAD_BYTES
 from coordinator.errors import UserError
 from coordinator.traffic import Traffic
 
 DEFAULT_PORT = 8420
 MAX_CONNECTIONS = 512
-MAX_HEAD_BYTES = 16_384
 HEAD_SECONDS = 15.0
 """From a connection, or from an answer, to the end of the next request's head."""
 KEEP_ALIVE_SECONDS = 10

@@ -1,6 +1,5 @@
 """Who may reach the dashboard is decided before anything listens."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,27 +22,6 @@ def tokens(tmp_path: Path) -> Path:
     path = tmp_path / "tokens.toml"
     create_token(path, "ada", scopes=("read",), random_bytes=bytes(NUM_RANDOM_BYTES), now_unix=0)
     return path
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    directory = tmp_path_factory.mktemp("tls")
-    cert, key = directory / "cert.pem", directory / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
 
 
 @pytest.mark.parametrize(
