@@ -23,6 +23,8 @@ ConfigName = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", max_length=128, description="As `configs` says it.")
 ]
 MAX_POSITION = 2**31 - 1
+LEAST_PACKED_BYTES = 2_000
+"""Smaller answers fit into two packets anyway."""
 
 
 def api_router(source: RunSource) -> APIRouter:
@@ -97,13 +99,27 @@ def _found(answer: Answer | None, sentence: str) -> Answer:
 
 
 def _reply(request: Request, answer: Answer) -> Response:
-    """The answer, or 304 where the asker has it already."""
-    headers = {"ETag": answer.etag, "Cache-Control": "no-cache"}
-    if _has_it(request.headers.get("if-none-match", ""), answer.etag):
+    """The answer, packed where the asker takes that, or 304 where it has the answer already."""
+    packed_etag = f'{answer.etag[:-1]}-gzip"'
+    is_packed = len(answer.body) >= LEAST_PACKED_BYTES and _takes_gzip(request.headers.get("accept-encoding", ""))
+    headers = {
+        "ETag": packed_etag if is_packed else answer.etag,
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    if _has_it(request.headers.get("if-none-match", ""), {answer.etag, packed_etag}):
         return Response(status_code=304, headers=headers)
-    return Response(answer.body, media_type="application/json", headers=headers)
+    if not is_packed:
+        return Response(answer.body, media_type="application/json", headers=headers)
+    return Response(answer.packed, media_type="application/json", headers=headers | {"Content-Encoding": "gzip"})
 
 
-def _has_it(told: str, etag: str) -> bool:
-    names = [name.strip().removeprefix("W/") for name in told.split(",")]
-    return etag in names or "*" in names
+def _has_it(told: str, etags: set[str]) -> bool:
+    names = {name.strip().removeprefix("W/") for name in told.split(",")}
+    return not names.isdisjoint({*etags, "*"})
+
+
+def _takes_gzip(told: str) -> bool:
+    """Whether `Accept-Encoding` names gzip, and not with a weight of nothing."""
+    codings = (part.partition(";q=") for part in told.lower().replace(" ", "").split(","))
+    return any(coding == "gzip" and (not weight or weight.strip("0.") != "") for coding, _, weight in codings)

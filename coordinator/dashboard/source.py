@@ -5,12 +5,14 @@ is at this moment are made anew every `FRESH_SECONDS` at most; those that follow
 new one. Figures need every observation: they are read once and added to, without what no figure shows.
 """
 
+import gzip
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -47,6 +49,11 @@ class Answer:
 
     body: bytes
     etag: str
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The body as gzip, made when the first asks for it: fast rather than small, a sixth of the size."""
+        return gzip.compress(self.body, compresslevel=1, mtime=0)
 
 
 class Figures(Value):

@@ -48,6 +48,29 @@ def test_every_page_answers_with_its_value(client: TestClient, path: str, model)
     assert model.model_validate_json(answer.content)
 
 
+@pytest.mark.parametrize(
+    ("told", "is_packed"),
+    [
+        ("gzip, deflate, br", True),
+        ("br;q=1.0, GZIP; q=0.5", True),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, *", False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_packed_for_those_who_take_that(client: TestClient, told: str, is_packed: bool) -> None:
+    plain = client.get("/api/trials", headers={"Accept-Encoding": "identity"})
+    answer = client.get("/api/trials", headers={"Accept-Encoding": told})
+    assert answer.json() == plain.json()
+    assert answer.headers["vary"] == "Accept-Encoding"
+    assert answer.headers.get("content-encoding") == ("gzip" if is_packed else None)
+    assert (answer.headers["etag"] == plain.headers["etag"]) == (not is_packed)
+    assert (int(answer.headers["content-length"]) < len(plain.content)) == is_packed
+    again = client.get("/api/trials", headers={"Accept-Encoding": told, "If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
 def test_single_trials_figures_and_configs_are_found_by_the_names_that_lists_give(client: TestClient) -> None:
     row = client.get("/api/trials").json()["rows"][0]
     trial = TrialPage.model_validate_json(client.get(f"/api/trials/{row['trial_id']}").content)
