@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from agent.assignment import TrainAssignment
 from agent.training.data import TokenStream
 from agent.training.trainer import Trainer
+from agent.training.where import training_device
 from scaling.architecture import Architecture
 from scaling.recipes import TrainingRecipe
 
@@ -29,7 +29,7 @@ def measure_tokens_per_second(
     assignment = TrainAssignment(architecture=architecture, recipe=recipe, corpus_id="synthetic")
     # The probe never saves: the directory is only named, never made.
     directory = Path(tempfile.gettempdir()) / "archfleet-probe-never-written"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = training_device()
     trainer = Trainer(assignment, stream, device=device, directory=directory)
     trainer.compile("auto" if device == "cuda" else "off")  # on a CPU it would take longer than the probe
     for _ in range(_WARMUP_STEPS):

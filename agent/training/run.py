@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agent.assignment import TrainAssignment
@@ -33,6 +32,7 @@ from agent.training.model import Decoder
 from agent.training.telemetry import PowerMeter, memory_bytes, open_power_meter, peak_flops_per_second
 from agent.training.trainer import Trainer
 from agent.training.trunk import TrunkStore
+from agent.training.where import training_device
 from scaling.observations import Failure, Progress, Provenance, TrainingObservation, TrainingPoint
 
 __all__ = ["checkpoint_path", "discard_checkpoint", "train"]
@@ -82,10 +82,10 @@ def train(
         make_trainer: makes the trainer; several processes that train together have one of their own.
 
     Raises:
-        InvalidInputError: the corpus cannot be had or does not fit the assignment.
+        InvalidInputError: the corpus cannot be had or does not fit the assignment, or there is no such device here.
     """
     started_at, started = unix_time(), clock()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device(device)
 
     def provenance() -> Provenance:
         return make_provenance(

@@ -47,6 +47,7 @@ from agent.training.parallel.rank import LOSSES_NAME, STOP_NAME, Job, LastWords,
 from agent.training.parallel.strategy import Strategy, share_of
 from agent.training.run import Finished, checkpoint_path, load_data
 from agent.training.trunk import TrunkStore
+from agent.training.where import training_device
 from agent.training.writer import DRAIN_SECONDS
 from scaling.observations import Failure, FailureKind, Progress, TrainingObservation
 
@@ -112,7 +113,7 @@ def train_on_devices(
         )
         return
     started_at, started = unix_time(), clock()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device(device)
     share = share_of(assignment.recipe, num_devices)
     if device == "cuda" and torch.cuda.device_count() < num_devices:
         raise InvalidInputError(
