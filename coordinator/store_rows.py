@@ -52,8 +52,7 @@ class Work:
     def brief(self) -> Brief:
         """The assignment in short. Raises as `planned`."""
         if self._brief is None:
-            text = self._texts.work_text(self._position, self._trial_id, self._row)
-            self._brief = _brief_of(from_json(text))
+            self._brief = _brief_of(from_json(self._text()) if self._planned is None else self._planned.model_dump())
         return self._brief
 
     @property
@@ -64,9 +63,12 @@ class Work:
             StoreError: it does not match its checksum, or is missing.
         """
         if self._planned is None:
-            text = self._texts.work_text(self._position, self._trial_id, self._row)
-            self._planned, self._row = with_shared_parts(PlannedTrial.model_validate_json(text)), None
+            planned = PlannedTrial.model_validate_json(self._text())
+            self._planned, self._row = with_shared_parts(planned), None
         return self._planned
+
+    def _text(self) -> str:
+        return self._texts.work_text(self._position, self._trial_id, self._row)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Work) and self.planned == other.planned
