@@ -10,6 +10,8 @@ const REACH = 18; // how near the pointer must be, CSS px
 const CURVE_REACH = 12;
 const FONT = '11.5px "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", system-ui, sans-serif';
 const MIN_DRAG = 8;
+const SIDES = [[0.7, -1], [-0.7, -1], [0.7, 1], [-0.7, 1], [1.2, 0], [-1.2, 0], [0, -1.5], [0, 1.5]]; // where a name may stand, in gaps
+const RINGS = [1, 2.4, 3.8, 5.2]; // nearer first
 
 /** A plot of a Figure value in `holder`, which gives it its width. */
 export class Chart {
@@ -236,24 +238,18 @@ export class Chart {
     const width = ctx.measureText(label).width;
     const height = 14 * place.ratio;
     const gap = 9 * place.ratio;
-    const [near, far] = [0.7 * gap, x - 0.7 * gap - width];
-    const tries = [
-      [x + near, y - gap],
-      [far, y - gap],
-      [x + near, y + gap],
-      [far, y + gap],
-      [x + 1.2 * gap, y],
-      [x - 1.2 * gap - width, y],
-    ];
+    const tries = RINGS.flatMap((ring) => SIDES.map(([across, down]) => [across > 0 ? x + ring * across * gap : across < 0 ? x + ring * across * gap - width : x - width / 2, y + ring * down * gap]));
     const right = bbox.left + bbox.width + 12 * place.ratio;
     const isIn = ([left, middle]) => left >= bbox.left && left + width <= right && middle - height / 2 >= bbox.top && middle + height / 2 <= bbox.top + bbox.height;
     const isFree = ([left, middle]) => {
       const box = [left, middle - height / 2, left + width, middle + height / 2];
       return taken.every((one) => box[2] < one[0] || box[0] > one[2] || box[3] < one[1] || box[1] > one[3]);
     };
-    const inside = tries.filter(isIn);
-    const [left, middle] = inside.find(isFree) ?? inside[0] ?? [Math.min(x + near, right - width), y - gap];
+    const found = tries.filter(isIn).find(isFree);
+    if (!found) return; // pointing at it tells its name, and so does the table
+    const [left, middle] = found;
     taken.push([left, middle - height / 2, left + width, middle + height / 2]);
+    if (tries.indexOf(found) >= SIDES.length) paintLeader(ctx, { x, y, left, middle, width, place });
     ctx.strokeText(label, left, middle); // an edge of the card's colour over what lies below
     ctx.fillText(label, left, middle);
   }
@@ -397,6 +393,18 @@ export class Chart {
     this.#point({ series: next, index: order[rank] });
     this.say(spoken(describe(this.figure, next, order[rank])));
   }
+}
+
+/** A thin line from a name that had to go further away to its point. */
+function paintLeader(ctx, { x, y, left, middle, width, place }) {
+  ctx.save();
+  ctx.strokeStyle = place.colours.soft;
+  ctx.lineWidth = 0.8 * place.ratio;
+  ctx.beginPath();
+  ctx.moveTo(x, y);
+  ctx.lineTo(Math.min(Math.max(x, left), left + width), middle);
+  ctx.stroke();
+  ctx.restore();
 }
 
 /** The box about a point. */

@@ -1,6 +1,6 @@
 // What an event of the stream says in one sentence, as the pages' own lists say it.
 
-import { count, figure, percent, plural, trimmed, words } from "./format.js";
+import { count, figure, plural, signedPercent, trimmed, words } from "./format.js";
 
 const SENTENCES = {
   planned: (fact) => `${plural(fact.num_trials, "trial")} planned: ${fact.subject}`,
@@ -18,7 +18,7 @@ const SENTENCES = {
     return `law from ${plural(fact.num_points, "run")}: ${told.join(", ")}`;
   },
   recommendation: (fact) => `recommendation for ${fact.hardware.join(", ")}`,
-  canary: (fact) => `canary ${fact.task}: ${fact.deviation === null ? "baseline is being made" : `${fact.deviation > 0 ? "+" : ""}${percent(fact.deviation, 1)} of its baseline`} (${fact.hardware})`,
+  canary: (fact) => `canary ${fact.task}: ${fact.deviation === null ? "baseline is being made" : `${signedPercent(fact.deviation, 1)} of its baseline`} (${fact.hardware})`,
 };
 const OF_TRIALS = new Set(["leased", "result", "failure", "refused"]);
 

@@ -2,7 +2,7 @@
 
 import { Chart, describe, titleOf } from "./chart.js";
 import { announce, download, h } from "./dom.js";
-import { figure as number } from "./format.js";
+import { capital, figure as number } from "./format.js";
 import { glyph, guideGlyph } from "./marks.js";
 
 const MAX_TABLE_ROWS = 2000;
@@ -10,16 +10,16 @@ const shown = new Set(); // figures on the page, repainted when the theme change
 
 /**
  * @param {object} figure a Figure as /api/figures/{name} gives it
- * @param {object} acts `open(trialId)`: where a click on a point leads
+ * @param {object} acts `open(trialId)`: where a click on a point leads; `level` of its heading
  */
 export class FigureCard {
-  constructor(figure, { open }) {
+  constructor(figure, { open, level = 3 }) {
     this.open = open;
     this.holder = h("div.plot", { tabindex: 0, role: "group", "aria-roledescription": "figure" });
     this.legend = h("ul.legend");
     this.caption = h("figcaption");
     this.table = h("div.scroll.figure-table", { hidden: true, tabindex: 0 });
-    this.title = h("h3");
+    this.title = h(`h${level}.card-title`);
     this.yTitle = h("p.y-title");
     this.tableButton = h("button.quiet", { type: "button", "aria-expanded": "false", onclick: () => this.#toggleTable() }, "Table");
     const tools = h("div.figure-tools", [
@@ -44,12 +44,12 @@ export class FigureCard {
   update(figure) {
     if (figure === this.figure) return;
     this.figure = figure;
-    const isEmpty = figure.series.length === 0;
-    this.element.classList.toggle("wide", figure.is_wide);
+    const { isEmpty } = this;
+    this.element.classList.toggle("empty", isEmpty);
     this.title.textContent = figure.title;
     this.missing.hidden = !isEmpty;
-    this.missing.textContent = figure.reason || "There is nothing to draw yet.";
-    this.drawn.hidden = this.tools.hidden = isEmpty;
+    this.missing.textContent = capital(figure.reason || "there is nothing to draw yet.");
+    this.drawn.hidden = this.tools.hidden = this.caption.hidden = isEmpty;
     this.caption.textContent = figure.caption;
     if (isEmpty) {
       this.chart?.destroy();
@@ -68,9 +68,14 @@ export class FigureCard {
     else if (this.element.isConnected) this.draw();
   }
 
+  /** Whether there is nothing to draw yet. */
+  get isEmpty() {
+    return this.figure.series.length === 0;
+  }
+
   /** Draw, once the element has a width: after it was put on the page. */
   draw() {
-    if (this.chart || !this.figure.series.length) return;
+    if (this.chart || this.isEmpty) return;
     this.chart = new Chart(this.holder, this.figure, { open: this.open, say: announce });
   }
 

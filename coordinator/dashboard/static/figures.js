@@ -7,10 +7,11 @@ let drawing = null; // uPlot is loaded when the first figure is wanted
 
 export class FigureGroup {
   /**
-   * @param {object} acts `open(trialId)`
+   * @param {object} acts `open(trialId)`; `level` of the heading that each figure gets
    */
-  constructor({ open }) {
+  constructor({ open, level = 3 }) {
     this.open = open;
+    this.level = level;
     this.cards = new Map(); // name -> {place, card, isSeen}
     this.element = h("section.figures", { "aria-label": "Figures" });
     this.watcher = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "300px" });
@@ -20,8 +21,8 @@ export class FigureGroup {
   show(entries) {
     for (const entry of entries) {
       if (this.cards.has(entry.name)) continue;
-      const place = h("div.figure-place", { class: entry.is_wide ? "wide" : "", "data-name": entry.name, "aria-label": entry.title });
-      this.cards.set(entry.name, { place, card: null, isSeen: false });
+      const place = h("div.figure-place", { "data-name": entry.name });
+      this.cards.set(entry.name, { place, card: null, isSeen: false, isWide: entry.is_wide });
       this.element.append(place);
       this.watcher.observe(place);
     }
@@ -32,6 +33,7 @@ export class FigureGroup {
       place.remove();
       this.cards.delete(name);
     }
+    this.#arrange();
   }
 
   /** Show values that are at hand already. */
@@ -59,6 +61,23 @@ export class FigureGroup {
     for (const { card } of this.cards.values()) card?.destroy();
   }
 
+  /** What has nothing to draw stands below in a line; one of a pair that is left alone takes the whole width. */
+  #arrange() {
+    let isLeft = false; // the next narrow figure stands in the left column
+    let last = null;
+    for (const { place, card, isWide } of this.cards.values()) {
+      const isEmpty = card?.isEmpty ?? false;
+      place.classList.toggle("empty", isEmpty);
+      place.classList.toggle("wide", isWide && !isEmpty);
+      place.classList.remove("lone");
+      if (isEmpty) continue;
+      if (isWide && isLeft) last.classList.add("lone");
+      isLeft = !isWide && !isLeft;
+      last = place;
+    }
+    if (isLeft) last.classList.add("lone");
+  }
+
   #seen(entries) {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
@@ -83,13 +102,15 @@ export class FigureGroup {
     const { FigureCard } = await drawing;
     const one = this.cards.get(figure.name);
     if (!one) return; // it left the page meanwhile
+    one.isWide = figure.is_wide;
     if (one.card) {
       one.card.update(figure);
+      this.#arrange();
       return;
     }
-    one.card = new FigureCard(figure, { open: this.open });
-    one.place.classList.toggle("wide", figure.is_wide);
+    one.card = new FigureCard(figure, { open: this.open, level: this.level });
     one.place.replaceChildren(one.card.element);
+    this.#arrange();
     one.card.draw();
   }
 }

@@ -44,6 +44,14 @@ export function percent(fraction, digits) {
   return `${value.toFixed(digits ?? (Math.abs(value) < 10 && value !== 0 ? 1 : 0))}%`;
 }
 
+/** +1.2% or −0.4%: a difference. */
+export function signedPercent(fraction, digits) {
+  if (fraction === null || fraction === undefined) return "not known";
+  const size = percent(Math.abs(fraction), digits);
+  const sign = parseFloat(size) === 0 ? "" : fraction > 0 ? "+" : "−";
+  return sign + size;
+}
+
 /** Seconds as people say them: 45 s, 9 min 12 s, 2 h 05 min, 3 d 04 h. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "not known";

@@ -41,8 +41,19 @@ export function pageHead(title, { lead = null, beside = null } = {}) {
   ]);
 }
 
+/** A card that stands on its own under the page's heading. */
 export function card(title, ...children) {
-  return h("section.card", [title ? h("h3", title) : null, children]);
+  return h("section.card", [h("h2.card-title", title), children]);
+}
+
+/** A card within a section that has a heading of its own. */
+export function subcard(title, ...children) {
+  return h("section.card", [h("h3.card-title", title), children]);
+}
+
+/** A part of a long page: its heading, what it answers, and what stands under it. */
+export function part(title, lead, ...children) {
+  return h("section.part", [h("header.part-head", [h("h2", title), lead ? h("p.note", lead) : null]), children]);
 }
 
 /** An Amount: value, unit, whether measured; its interval and what it rests on below. */
@@ -59,9 +70,9 @@ export function amount(value, { isSmall = false } = {}) {
   ]);
 }
 
-/** An Amount in one line for tables; its note is told on hovering. */
-export function inlineAmount(value) {
-  if (value.text === "") return h("span.absent", { title: value.note }, "not measured");
+/** An Amount in one line for tables; its note is told on hovering. `absent`: what is said where there is none. */
+export function inlineAmount(value, { absent = "not measured" } = {}) {
+  if (value.text === "") return h("span.absent", { title: value.note }, absent);
   const title = [value.interval, value.note].filter(Boolean).join("; ") || null;
   return h("span.inline-amount", { class: value.kind, title }, [
     value.text,
@@ -114,6 +125,11 @@ export function table(caption, heads, rows) {
 
 export function missing(sentence) {
   return h("p.missing", sentence);
+}
+
+/** What a reader must know before taking numbers from here. */
+export function caveats(list) {
+  return h("section.card.honest", [h("h2.card-title", "What this is and is not"), sentences(list)]);
 }
 
 export function sentences(list) {

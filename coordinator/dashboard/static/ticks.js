@@ -1,6 +1,6 @@
 // Limits and round ticks of an axis. Pure functions.
 
-import { short, trimmed } from "./format.js";
+import { count, short, trimmed } from "./format.js";
 
 const LOG_STEPS = [
   [1],
@@ -105,6 +105,7 @@ function thinned(values, wanted) {
 export function tickLabels(axis, places) {
   if (axis.categories.length) return places.map((place) => axis.categories[place] ?? "");
   const largest = Math.max(...places.map(Math.abs));
+  if (axis.ticks?.length && places.every(Number.isInteger) && largest < 1e5) return places.map(count); // 1,024 and not 1.02 k
   if (axis.scale === "log" || largest >= 1e4) return places.map(short);
   const gap = places.length > 1 ? Math.min(...places.slice(1).map((place, i) => place - places[i])) : largest || 1;
   const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(gap) + 1e-9) + (isHalf(gap) ? 1 : 0)));

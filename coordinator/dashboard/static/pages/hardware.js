@@ -3,8 +3,8 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { ago, count, duration, percent, plural, words } from "../format.js";
-import { amount, card, inlineAmount, levelIcon, missing, pageHead, Slots, stat, state, table, time, trialLink } from "../parts.js";
+import { ago, count, duration, percent, plural, signedPercent, words } from "../format.js";
+import { amount, inlineAmount, levelIcon, missing, pageHead, part, Slots, stat, state, subcard, table, time, trialLink } from "../parts.js";
 
 export async function mount(root, { told, open }) {
   const slots = new Slots(root);
@@ -18,21 +18,22 @@ export async function mount(root, { told, open }) {
   async function refresh() {
     const page = await get("/api/hardware");
     told(page);
-    slots.show("head", "", () => pageHead("Hardware", { lead: "What each kind of device can do, how steady its machines are, and how noisy its numbers." }));
-    slots.show("noise", page.training_noise, (noise) => h("section.stats", [stat("noise of one training run, on any hardware", noise, { help: "Standard deviation of the held-out loss over seeds" })]));
+    slots.show("head", page.training_noise, head);
     for (const kind of page.hardware) {
       group(kind.hardware).show(page.figures.filter((entry) => isOf(entry, kind.hardware)));
       slots.show(`hardware-${kind.hardware}`, { ...kind, canaries: [], agents: kind.agents.map(steady) }, () => hardware(kind, group(kind.hardware)));
     }
     if (!page.hardware.length) slots.show("none", "", () => missing("No hardware yet: no agent has joined."));
-    slots.show("figures", "", () => group("").element);
-    group("").show(page.figures.filter((entry) => !page.hardware.some((kind) => isOf(entry, kind.hardware))));
+    const others = page.figures.filter((entry) => !page.hardware.some((kind) => isOf(entry, kind.hardware)));
+    group("").show(others);
+    slots.show("others", others.length > 0, (isThere) => (isThere ? part("Hardware that was not at hand", "What a roofline predicts, without a run there.", group("").element) : null));
     await Promise.all([...groups.values()].map((one) => one.refresh()));
   }
 
   await refresh();
   return {
     refresh,
+    all: () => Promise.all([...groups.values()].map((one) => one.all())),
     shown: () => location.hash && document.getElementById(location.hash.slice(1))?.scrollIntoView(),
     destroy: () => groups.forEach((one) => one.destroy()),
   };
@@ -48,34 +49,39 @@ function steady({ heartbeat_unix: _heartbeat, clock_offset_seconds: _offset, don
   return rest;
 }
 
+function head(noise) {
+  return pageHead("Hardware", {
+    lead: "What each kind of device can do, how steady its machines are, and how noisy its numbers.",
+    beside: stat("noise of one training run, on any hardware", noise, { help: "Standard deviation of the held-out loss over seeds" }),
+  });
+}
+
 function hardware(kind, figures) {
   return h("section.kind", { id: kind.hardware, "aria-label": kind.name }, [
     h("header.kind-head", [
       h("h2", kind.name || kind.hardware),
       h("p.note", [kind.device, plural(kind.agents.length, "agent"), `${count(kind.num_succeeded)} trials succeeded`, plural(kind.num_failed_attempts, "failed attempt"), `${duration(kind.spent_seconds)} of accelerators`].filter(Boolean).join(" · ")),
     ]),
-    h("div.columns-2.even", [
-      card("Profile", [kind.profile.length ? profile(kind.profile) : missing("There is no data sheet for this hardware."), h("p.note", kind.profile_note)]),
-      h("div.stack", [noise(kind), canaries(kind.canary_summaries)]),
-    ]),
+    subcard("Profile", [kind.profile.length ? profile(kind.profile) : missing("There is no data sheet for this hardware."), h("p.note", kind.profile_note)]),
+    h("div.columns-2.even", [noise(kind), canaries(kind.canary_summaries)]),
     figures.element,
-    h("section.card", [h("h3", "Agents"), kind.agents.length ? agents(kind.agents) : missing("None is here now.")]),
-    kind.benchmarks.length ? h("section.card", [h("h3", "Newest benchmarks"), benchmarks(kind.benchmarks)]) : null,
+    subcard("Agents", kind.agents.length ? agents(kind.agents) : missing("None is here now.")),
+    kind.benchmarks.length ? subcard("Newest benchmarks", benchmarks(kind.benchmarks)) : null,
   ]);
 }
 
 function noise(kind) {
   const flags = Object.entries(kind.flags).map(([name, number]) => `${number} ${words(name)}`);
-  return card("Noise floor", [
+  return subcard("Noise floor", [
     kind.noise.length
       ? kind.noise.map((one) => h("div.noise-row", [h("div.who", `${one.engine}, ${plural(one.num_benchmarks, "benchmark")}`), amount(one.variation)]))
-      : missing("No benchmark has ended here yet: how far equal measurements differ is not known."),
+      : missing(`${kind.num_benchmarks ? "No benchmark here has repeats" : "No benchmark has ended here yet"}: how far equal measurements differ is not known.`),
     kind.num_benchmarks ? h("p", `${kind.num_valid_benchmarks} of ${plural(kind.num_benchmarks, "benchmark")} valid${flags.length ? `; flagged: ${flags.join(", ")}` : ""}.`) : null,
   ]);
 }
 
 function canaries(list) {
-  return card("Canaries", [
+  return subcard("Canaries", [
     list.length
       ? table(
           "Canaries by agent",
@@ -87,14 +93,14 @@ function canaries(list) {
 }
 
 function signed(deviation) {
-  return deviation === null ? "no baseline" : `${deviation > 0 ? "+" : ""}${percent(deviation, 1)}`;
+  return deviation === null ? "no baseline" : signedPercent(deviation, 1);
 }
 
 function profile(list) {
   return table(
     "Profile",
     [{ name: "what" }, { name: "value", isNumber: true }, { name: "source" }],
-    list.map((one) => [one.name, one.value === null ? h("span.absent", "not known") : [one.text, one.unit && !one.text.endsWith(one.unit) ? h("small", ` ${one.unit}`) : null], h("span.note", one.source)]),
+    list.map((one) => [one.name, one.value === null ? h("span.absent", "not known") : [one.text, one.unit && !one.text.endsWith(one.unit) ? h("small", ` ${one.unit}`) : null], one.value === null ? null : h("span.note", one.source)]),
   );
 }
 

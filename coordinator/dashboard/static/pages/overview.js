@@ -13,20 +13,20 @@ const MANY_AGENTS = 48;
 
 export async function mount(root, { told, open }) {
   const slots = new Slots(root);
-  const figures = new FigureGroup({ open });
+  const figures = new FigureGroup({ open, level: 2 });
   let page = null;
 
   function show(next) {
     page = next;
     slots.show("head", [page.study, page.description, page.state, page.state_sentence, page.level], () => head(page));
     slots.show("progress", [page.trials, page.num_expected, page.budget.seconds_left], () => progress(page));
-    slots.show("top", "", () => h("div.columns-3"));
-    const top = root.querySelector(".columns-3");
-    slots.show("health", page.health, () => health(page), top);
-    slots.show("budget", [page.budget, page.state], () => budget(page), top);
+    slots.show("top", "", () => h("div.columns-2.alike"));
+    const top = root.querySelector(".columns-2");
     slots.show("answer", [page.law, page.recommendation], () => answer(page), top);
-    slots.show("middle", "", () => h("div.columns-2"));
-    const middle = root.querySelector(".columns-2");
+    slots.show("budget", [page.budget, page.state], () => budget(page), top);
+    slots.show("health", page.health, () => health(page));
+    slots.show("middle", "", () => h("div.columns-2.beside-events"));
+    const middle = root.querySelector(".beside-events");
     slots.show("left", "", () => h("div.stack"), middle);
     slots.show("fleet", [page.fleet, agentsShown(page), page.num_lost_agents], () => fleet(page), middle.querySelector(".stack"));
     slots.show("stages", page.stages, () => stages(page), middle.querySelector(".stack"));
@@ -94,21 +94,20 @@ function progress(page) {
   const ended = trials.succeeded + trials.failed;
   const later = Math.max(0, (expected ?? 0) - trials.total);
   const left = page.budget.seconds_left;
+  const parts = [
+    { name: "succeeded", number: trials.succeeded, tone: "good" },
+    { name: "failed", number: trials.failed, tone: "bad" },
+    { name: "running", number: trials.running, tone: "running" },
+    { name: "queued", number: trials.queued, tone: "idle" },
+    { name: "to be planned", number: later, tone: "later" },
+  ];
+  const isOver = parts.slice(2).every((one) => one.number === 0);
   return h("section.card.progress", { "aria-label": "Progress" }, [
     h("div.progress-head", [
       h("p.progress-count", h("b", count(ended)), ` of ${count(Math.max(expected ?? 0, trials.total))} trials have ended`),
       page.state === "running" && left.text ? h("p.progress-left", "about ", h("b", duration(left.value)), " left ", h("span.tag.predicted", "predicted")) : null,
     ]),
-    shares(
-      [
-        { name: "succeeded", number: trials.succeeded, tone: "good" },
-        { name: "failed", number: trials.failed, tone: "bad" },
-        { name: "running", number: trials.running, tone: "running" },
-        { name: "queued", number: trials.queued, tone: "idle" },
-        { name: "to be planned", number: later, tone: "later" },
-      ],
-      { label: "Trials by state" },
-    ),
+    shares(isOver ? parts.slice(0, 2) : parts, { label: "Trials by state" }),
   ]);
 }
 
@@ -136,14 +135,14 @@ function budget(page) {
       granted === null ? h("p.note", "No limit of its own: the wall clock limits this study.") : meter(spent / granted, { label: "Accelerator time spent", tone: tone(spent / granted) }),
     ]),
     h("div.budget-row", [
-      h("div.budget-line", h("span", "wall time"), h("b", wall === null ? "not known yet" : duration(wall)), h("span", ` of ${duration(wallGranted)}`)),
+      h("div.budget-line", h("span", "wall time"), wall === null ? h("span.absent", "not known yet") : h("b", duration(wall)), h("span", ` of ${duration(wallGranted)}`)),
       wall === null ? null : meter(wall / wallGranted, { label: "Wall time used", tone: tone(wall / wallGranted) }),
     ]),
     facts([
       { name: "lost to failures", value: spent > 0 ? `${duration(failed)} (${percent(failed / spent)})` : duration(failed) },
       { name: "share of wanted tokens", value: page.budget.token_scale === null ? "" : percent(page.budget.token_scale), note: page.budget.token_scale === null ? "not measured yet" : "" },
     ]),
-    page.budget.seconds_left.text === "" ? h("p.note", page.budget.seconds_left.note) : null,
+    page.state === "running" && page.budget.seconds_left.text === "" ? h("p.note", `Time left: ${page.budget.seconds_left.note}.`) : null,
   ]);
 }
 
@@ -152,7 +151,7 @@ function answer(page) {
     page.recommendation.length
       ? [page.recommendation.map((line) => h("p.answer-line", capital(line))), h("p", h("a.more", { href: "/recommendation" }, "Why, and how sure"))]
       : missing("No answer yet: it is given when the last stage has ended."),
-    page.law ? h("div.law-line", [h("span.who", "the law"), h("p", capital(page.law)), h("p", h("a.more", { href: "/study" }, "Figures of the study"))]) : h("p.note", "No law yet: nothing was fitted."),
+    page.law ? h("div.law-line", [h("p", capital(page.law)), h("p", h("a.more", { href: "/study" }, "Figures of the study"))]) : missing("No law yet: nothing was fitted."),
   ]);
 }
 
@@ -164,7 +163,7 @@ function agentsShown(page) {
 function fleet(page) {
   if (!page.fleet.length) return card("Fleet", missing("No agent has joined yet."));
   return h("section.card", [
-    h("h3", "Fleet"),
+    h("h2.card-title", "Fleet"),
     page.fleet.map((kind) => hardware(kind, page.agents.filter((agent) => agent.hardware === kind.hardware))),
     page.num_lost_agents ? h("p.note", `${plural(page.num_lost_agents, "agent")} lost since the run began; the newest are shown.`) : null,
   ]);
@@ -231,7 +230,7 @@ function failures(page) {
 
 function events(page) {
   return h("section.card.events", [
-    h("h3", "Newest events ", h("small", "UTC")),
+    h("h2.card-title", "Newest events ", h("small", "UTC")),
     page.newest.length
       ? h("ol.event-list", { "aria-label": "Newest events, newest first", tabindex: 0 }, page.newest.map(eventLine))
       : missing("Nothing has happened yet."),

@@ -3,15 +3,30 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { capital, moment, percent, plural, short } from "../format.js";
-import { card, facts, inlineAmount, missing, pageHead, plainStat, sentences, Slots, stat, table } from "../parts.js";
+import { capital, moment, plural, short, signedPercent, words } from "../format.js";
+import { card, caveats, facts, inlineAmount, missing, pageHead, part, plainStat, sentences, Slots, stat, subcard, table } from "../parts.js";
 
 const LARGE_CONDITION = 100;
-const NUM_LOSSES = 3; // loss against compute, x and r come first
+
+/** The figures by what they answer; one that no part names is among those of the fit. */
+const PARTS = [
+  { key: "shape", title: "Which shape is best", lead: "The U-shapes: loss against each of the two ratios, other things equal.", has: (name) => name === "loss-x" || name === "loss-r" },
+  { key: "scale", title: "How loss falls with compute and data", lead: "Runs of every size, and the law through the best of each.", has: (name) => name === "loss-compute" || name === "reference" },
+  { key: "speed", title: "What speed costs", lead: "Loss against serving throughput, for each hardware and engine.", has: (name) => /^pareto(-|$)/.test(name) },
+  { key: "settled", title: "How the answer settled", lead: "The same fit, again with every round of runs.", has: (name) => /^(optima|convergence)-|^condition$|^fit-error$/.test(name) },
+];
+const FIT = { key: "fit", title: "Can the fit be trusted?", lead: "What the law leaves unexplained, and what it says of itself." };
 
 export async function mount(root, { told, open }) {
   const slots = new Slots(root);
-  const figures = new FigureGroup({ open });
+  const groups = new Map([...PARTS, FIT].map(({ key }) => [key, new FigureGroup({ open })]));
+
+  /** A part with its figures and what stands below them, where it has any. */
+  function show({ key, title, lead }, entries) {
+    const group = groups.get(key);
+    group.show(entries);
+    slots.show(key, entries.length > 0, (isThere) => (isThere ? part(title, lead, group.element) : null));
+  }
 
   async function refresh() {
     const [page, all] = await Promise.all([get("/api/study"), get("/api/figures")]);
@@ -19,28 +34,30 @@ export async function mount(root, { told, open }) {
     const { law } = page;
     slots.show("head", [page.study, page.description, law?.sentence, page.no_law_because], () => head(page));
     slots.show("stats", law, () => (law ? stats(law) : null));
-    slots.show("figures", "", () => figures.element);
-    figures.show([...page.figures.slice(0, NUM_LOSSES), ...paretos(all), ...page.figures.slice(NUM_LOSSES)]);
+    const [shape, scale, speed, settled] = PARTS;
+    const entries = all.figures.filter((entry) => entry.page === "study" || speed.has(entry.name)); // fronts are the recommendation's too
+    for (const one of [shape, scale, speed]) show(one, entries.filter(({ name }) => one.has(name)));
+    show(FIT, entries.filter(({ name }) => !PARTS.some((one) => one.has(name))));
     slots.show("quality", law, () => (law ? quality(law) : null));
     slots.show("held-out", page.held_out, () => heldOut(page.held_out));
-    slots.show("caveats", page.caveats, () => (page.caveats.length ? h("section.card.honest", [h("h3", "What this is and is not"), sentences(page.caveats)]) : null));
+    show(settled, entries.filter(({ name }) => settled.has(name)));
+    slots.show("caveats", page.caveats, () => (page.caveats.length ? caveats(page.caveats) : null));
     slots.show("asked", [page.settings, page.data], () => h("div.columns-2.even", [card("What is asked", facts(page.settings)), card("What it is asked of", facts(page.data))]));
-    await figures.refresh();
+    await Promise.all([...groups.values()].map((group) => group.refresh()));
   }
 
   await refresh();
-  return { refresh, destroy: () => figures.destroy() };
-}
-
-/** Pareto fronts belong to the recommendation; the study is where one looks for them too. */
-function paretos({ figures }) {
-  return figures.filter((entry) => /^pareto(-|$)/.test(entry.name));
+  return {
+    refresh,
+    all: () => Promise.all([...groups.values()].map((group) => group.all())),
+    destroy: () => groups.forEach((group) => group.destroy()),
+  };
 }
 
 function head({ study, description, law, no_law_because: why }) {
   return [
     pageHead(`Study ${study}`, { lead: description }),
-    law ? h("p.sentence", capital(law.sentence)) : missing(`No law yet: ${why}`),
+    law ? h("p.sentence", capital(law.sentence)) : missing(`No law yet. ${capital(why)}`),
   ];
 }
 
@@ -70,12 +87,12 @@ function quality(law) {
     { name: "lack of fit", value: law.lack_of_fit_p === null ? "" : `p = ${law.lack_of_fit_p.toPrecision(2)}`, note: law.lack_of_fit },
     { name: "range of x", value: law.x_range.map((one) => one.toPrecision(3)).join(" to ") },
     { name: "range of r", value: law.r_range.map((one) => one.toPrecision(3)).join(" to ") },
-    { name: "fits so far", value: Object.entries(law.num_fits).map(([outcome, number]) => `${number} ${outcome}`).join(", ") || "none" },
+    { name: "fits so far", value: Object.entries(law.num_fits).map(([outcome, number]) => `${number} ${words(outcome)}`).join(", ") || "none" },
     { name: "fitted", value: moment(law.fitted_unix) },
   ];
   return h("div.columns-2.even", [
-    card("How good the fit is", facts(rows)),
-    card("What the fits say of themselves", [
+    subcard("How good the fit is", facts(rows)),
+    subcard("What the fits say of themselves", [
       law.messages.length ? sentences(law.messages) : h("p", "The fit raised no doubts of its own."),
       h("h4", "Between sizes"),
       h("p", law.agreement),
@@ -83,7 +100,7 @@ function quality(law) {
         ? table(
             "Optima by size",
             [{ name: "N", isNumber: true }, { name: "runs", isNumber: true }, { name: "x*", isNumber: true }, { name: "r*", isNumber: true }],
-            law.by_size.map((size) => [short(size.num_parameters), size.num_runs, inlineAmount(size.x_opt), inlineAmount(size.r_opt)]),
+            law.by_size.map((size) => [short(size.num_parameters), size.num_runs, inlineAmount(size.x_opt, { absent: "none found" }), inlineAmount(size.r_opt, { absent: "none found" })]),
           )
         : null,
     ]),
@@ -92,13 +109,12 @@ function quality(law) {
 
 function heldOut(rows) {
   if (!rows.length) return null;
-  return h("section.card", [
-    h("h3", "Held-out check"),
+  return subcard("Held-out check", [
     h("p.note", `Losses in nats/token at the target, which no fit has seen: ${plural(rows.length, "shape")}. Error: predicted over measured, minus one.`),
     table(
       "Held-out check",
       [{ name: "role" }, { name: "shape" }, { name: "predicted", isNumber: true }, { name: "measured", isNumber: true }, { name: "error", isNumber: true }],
-      rows.map((row) => [row.role, h("code", row.shape.label), inlineAmount(row.predicted), inlineAmount(row.measured), row.error === null ? "no prediction" : percent(row.error, 2)]),
+      rows.map((row) => [row.role, h("code", row.shape.label), inlineAmount(row.predicted), inlineAmount(row.measured), row.error === null ? "no prediction" : signedPercent(row.error, 2)]),
     ),
   ]);
 }

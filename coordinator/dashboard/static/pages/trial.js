@@ -3,14 +3,16 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { count, duration, figure, moment, percent, plural, short, trimmed, words } from "../format.js";
-import { amount, card, facts, inlineAmount, jsonBlock, meter, missing, pageHead, role, shapeFacts, Slots, stat, state, table, time } from "../parts.js";
+import { capital, count, duration, figure, moment, percent, plural, short, trimmed, words } from "../format.js";
+import { card, facts, inlineAmount, jsonBlock, meter, missing, pageHead, role, shapeFacts, Slots, stat, state, table, time } from "../parts.js";
+import { Logs } from "../logs.js";
 
 const MAX_WINDOWS = 500;
 
 export async function mount(root, { told, id, open, go }) {
   const slots = new Slots(root);
-  const figures = new FigureGroup({ open });
+  const figures = new FigureGroup({ open, level: 2 });
+  const logs = new Logs(root);
   let page = null;
 
   async function refresh() {
@@ -19,14 +21,19 @@ export async function mount(root, { told, id, open, go }) {
     const { trial } = page;
     slots.show("head", [trial.state, trial.done_fraction, page.previous_id, page.next_id], () => head(page));
     slots.show("numbers", [page.training, page.serving, page.no_numbers_because], () => numbers(page));
-    slots.show("what", [trial, page.shape], () => h("div.columns-2.even", [card("What it was for", purpose(page)), card("Shape", [h("p.shape-label", h("code", page.shape.label)), shapeFacts(page.shape)])]));
-    slots.show("attempts", page.attempts, () => attempts(page));
-    slots.show("failures", page.failures, () => page.failures.map(failure));
+    slots.show("what", [trial, page.shape, page.attempts], () =>
+      h("div.columns-3", [card("What it was for", purpose(page)), card("Shape", [h("p.shape-label", h("code", page.shape.label)), shapeFacts(page.shape)]), attempts(page)]),
+    );
+    const withLog = new Set(page.log.map((one) => one.epoch));
+    slots.show("failures", page.failures, () => page.failures.map((one) => failure(one, { hasLog: withLog.has(one.epoch) })));
     slots.show("figures", "", () => figures.element);
-    figures.showValues(page.figures);
+    figures.showValues(page.figures.filter((one) => one.name !== "attempts" || page.attempts.length > 1)); // one alone is told by the timeline
+    logs.keep();
+    slots.show("log", [page.log, page.no_log_because], () => logs.card(page));
+    logs.scroll();
     slots.show("raw", [page.training, page.serving], () => raw(page));
     slots.show("provenance", page.provenance, () => (page.provenance ? card("Where it was measured", facts(provenance(page.provenance))) : null));
-    slots.show("inputs", page.assignment, () => h("section.card", [h("h3", "Its whole input"), jsonBlock(`${id}.json`, page.assignment, { isOpen: false }), jsonBlock("config.json", page.config, { isOpen: false })]));
+    slots.show("inputs", page.assignment, () => card("Its whole input", [jsonBlock(`${id}.json`, page.assignment, { isOpen: false }), jsonBlock("config.json", page.config, { isOpen: false })]));
   }
 
   function onKey(event) {
@@ -39,6 +46,7 @@ export async function mount(root, { told, id, open, go }) {
   document.addEventListener("keydown", onKey);
   return {
     refresh,
+    shown: () => logs.scroll(),
     destroy() {
       document.removeEventListener("keydown", onKey);
       figures.destroy();
@@ -50,7 +58,7 @@ function head({ trial, description, previous_id: previous, next_id: next }) {
   const step = (target, name, key) =>
     target ? h("a.button", { href: `/trials/${target}`, rel: name, title: `${name} trial (key ${key})` }, name) : h("span.button.off", { "aria-disabled": "true" }, name);
   return [
-    h("p.crumbs", [h("a", { href: "/trials" }, "Trials"), " / ", h("span", trial.stage)]),
+    h("p.crumbs", [h("a", { href: "/trials" }, "Trials"), " / ", h("a", { href: `/trials?query=${encodeURIComponent(trial.stage)}` }, words(trial.stage))]),
     pageHead(h("span.trial-id", trial.trial_id), { lead: description, beside: h("nav.steps", { "aria-label": "Neighbours in planned order" }, [step(previous, "previous", "k"), step(next, "next", "j")]) }),
     h("p.trial-state", [state(trial.state), role(trial.role), trial.flags.map((flag) => h("span.chip.chip-warning", words(flag))), trial.state === "running" ? [meter(trial.done_fraction, { label: "done", tone: "running" }), h("span.note", percent(trial.done_fraction))] : null]),
   ];
@@ -74,8 +82,8 @@ function numbers({ training, serving, no_numbers_because: why }) {
   }
   if (serving) {
     return h("section.stats", [
-      stat("output tokens/s", serving.output_tokens_per_second),
-      stat("total tokens/s", serving.total_tokens_per_second),
+      stat("output rate", serving.output_tokens_per_second),
+      stat("rate of input and output together", serving.total_tokens_per_second),
       h("div.stat", [
         h("div.stat-name", "workload"),
         facts([
@@ -88,12 +96,12 @@ function numbers({ training, serving, no_numbers_because: why }) {
       ]),
     ]);
   }
-  return missing(`No numbers: ${why}`);
+  return missing(`No numbers. ${capital(why)}`);
 }
 
 function purpose({ trial }) {
   return [
-    h("p", trial.reason),
+    h("p", capital(trial.reason)),
     facts([
       { name: "place in the plan", value: `${trial.position}, stage ${trial.stage}` },
       { name: "phase", value: trial.phase },
@@ -107,8 +115,7 @@ function purpose({ trial }) {
 
 function attempts({ attempts: list, trial }) {
   if (!list.length) return card("Timeline", missing(`It has waited since ${moment(trial.queued_unix)}: no agent has taken it yet.`));
-  return h("section.card", [
-    h("h3", "Timeline"),
+  return card("Timeline", [
     h("ol.timeline", [
       h("li.kind-planned", [time(trial.queued_unix), h("span", "queued")]),
       list.map((one) => [
@@ -124,31 +131,30 @@ function attempts({ attempts: list, trial }) {
   ]);
 }
 
-function failure(one) {
+function failure(one, { hasLog }) {
   return h("section.card.failure", [
-    h("h3", `Try ${one.epoch} failed: ${words(one.kind)}`),
+    h("h2.card-title", `Try ${one.epoch} failed: ${words(one.kind)}`),
     h("p", one.message),
     h("p.note", [moment(one.unix), ` · ${one.provenance.agent} on ${one.provenance.hostname}`]),
-    one.log_tail ? h("pre.log", { tabindex: 0, "aria-label": "The last lines of its log" }, one.log_tail) : h("p.note", "It left no log: the agent could not send any."),
+    hasLog ? null : one.log_tail ? h("pre.log", { tabindex: 0, "aria-label": "The last lines of its log" }, one.log_tail) : h("p.note", "It left no log: the agent could not send any."),
   ]);
 }
 
 function raw({ training, serving }) {
-  if (training) return h("section.card", [h("h3", "Raw numbers"), curve(training.curve), windows(training.window_losses)]);
+  if (training) return card("Raw numbers", [curve(training.curve), windows(training.window_losses)]);
   if (!serving) return null;
-  return h("section.card", [
-    h("h3", "Raw numbers"),
-    h("h4", "Repeats"),
+  return card("Raw numbers", [
+    h("h3.small-title", "Repeats"),
     table(
       "Repeats",
       [{ name: "repeat", isNumber: true }, { name: "output tokens/s", isNumber: true }, { name: "time", isNumber: true }, { name: "output tokens", isNumber: true }, { name: "processor time", isNumber: true }, { name: "energy", isNumber: true }, { name: "SM clock", isNumber: true }],
       serving.repeats.map((one, place) => [place + 1, figure(one.output_tokens_per_second, "tokens/s"), `${trimmed(one.seconds, 4)} s`, count(one.num_output_tokens), maybe(one.processor_seconds, "s"), maybe(one.joules, "J"), maybe(one.sm_clock_mhz, "MHz")]),
     ),
-    h("h4", "Latencies"),
+    h("h3.small-title", "Latencies"),
     serving.latencies.length
       ? table("Latencies", [{ name: "latency" }, { name: "p50 (s)", isNumber: true }, { name: "p90 (s)", isNumber: true }, { name: "p99 (s)", isNumber: true }], serving.latencies.map((one) => [one.name, inlineAmount(one.p50), inlineAmount(one.p90), inlineAmount(one.p99)]))
       : h("p.note", "None were measured."),
-    h("h4", "Memory and energy"),
+    h("h3.small-title", "Memory and energy"),
     h("div.stats.bare", [
       stat("running sequences", serving.mean_running_sequences),
       stat("energy of an output token", serving.joules_per_output_token),
