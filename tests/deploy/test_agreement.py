@@ -3,6 +3,7 @@
 Each file has tests of its own beside this one; here is only what two of them must say alike.
 """
 
+import json
 import re
 import shlex
 import tomllib
@@ -246,6 +247,43 @@ def test_who_is_taken_away_is_told_by_the_variable_that_agents_look_at() -> None
     assert named == {DRAIN_VARIABLE}
 
 
+# systemd
+
+
+def unit(name: str) -> str:
+    """A unit's text, continued lines joined."""
+    return re.sub(r"\\\n\s*", "", TEXTS[f"systemd/archfleet-{name}.service"])
+
+
+def test_units_keep_state_tokens_and_ports_where_the_others_do() -> None:
+    text = unit("coordinator")
+    assert f"WorkingDirectory={STATE}\n" in text
+    assert f"StateDirectory={Path(STATE).name}\n" in text
+    (command,) = re.findall(r"^ExecStart=(.+)$", text, flags=re.MULTILINE)
+    told = settings(command.split())
+    assert (told["dashboard-port"], told["metrics-port"]) == (str(DASHBOARD_PORT), str(METRICS_PORT))
+    assert told["tokens"] == TOKENS
+    assert f"WorkingDirectory={STATE}\n" in unit("backup")
+    assert f" {STATE}\n" in TEXTS["systemd/sysusers.conf"]
+    for name in ("coordinator", "head", "agent@"):
+        assert set(re.findall(r"^EnvironmentFile=-?(/.+)/", unit(name), flags=re.MULTILINE)) == {CONFIGURATION}
+        assert f"LoadCredential=ray-token:{CONFIGURATION}/ray-token\n" in unit(name)
+
+
+def test_units_run_what_the_images_run_from_the_same_folder() -> None:
+    assert "PATH=/opt/archfleet/bin:" in TEXTS["docker/Dockerfile.coordinator"]
+    for name in ("coordinator", "head", "agent@", "backup"):
+        assert re.search(r"^ExecStart=/opt/archfleet/bin/(archfleet|ray) ", unit(name), flags=re.MULTILINE)
+
+
+def test_copies_are_made_as_often_everywhere_and_as_many_stay() -> None:
+    pod = containers(documents("k8s/base/coordinator.yaml"))
+    loops = [pod["backup"]["command"][-1], documents("compose.yaml")[0]["services"]["backup"]["command"][-1]]
+    assert all(f"sleep {6 * 3600} &" in loop for loop in loops)
+    assert "OnCalendar=*-*-* 00/6:00:00\n" in TEXTS["systemd/archfleet-backup.timer"]
+    assert {re.findall(r"tail -n \+(\d+)", text)[0] for text in (*loops, unit("backup"))} == {"15"}
+
+
 # Watching
 
 
@@ -258,15 +296,43 @@ def test_the_job_of_the_rules_is_the_one_that_the_coordinator_tells(objects) -> 
     assert jobs - {"something-else", "node"} == {JOB}
 
 
-def test_metrics_that_are_named_anywhere_are_exposed() -> None:
-    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
-    known = {f"archfleet_{name}{end}" for name, family in CATALOGUE.items() for end in suffixes[family.kind]}
-    families = {f"archfleet_{name}" for name in CATALOGUE}  # build.py puts some together
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
+EXPOSED = {f"archfleet_{name}{end}" for name, family in CATALOGUE.items() for end in SUFFIXES[family.kind]}
+
+
+def strangers(text: str) -> set[str]:
+    """Names of metrics in a text that no coordinator exposes; those of recording rules left out."""
     recorded = {re.escape(rule["record"]) for group in rule_groups() for rule in group["rules"] if "record" in rule}
+    bare = re.sub("|".join(recorded), "", text)
+    return set(re.findall(r"(?<![\w/.-])archfleet_[a-z_]+[a-z](?![\w-])", bare)) - EXPOSED
+
+
+def test_metrics_that_are_named_anywhere_are_exposed() -> None:
+    families = {f"archfleet_{name}" for name in CATALOGUE}  # build.py puts some together
     for name, text in TEXTS.items():
-        bare = re.sub("|".join(recorded), "", text)
-        named = set(re.findall(r"(?<![\w/.-])archfleet_[a-z_]+[a-z](?![\w{-])", bare))
-        assert named <= known | families, name
+        assert strangers(text) <= families, name
+
+
+def test_metrics_that_the_dashboard_asks_for_are_exposed() -> None:
+    """As Grafana reads it: build.py puts names together of which the text above does not tell."""
+    text = (DEPLOY / "grafana" / "dashboards" / "archfleet.json").read_text()
+    asked = [one["expr"] for one in every(json.loads(text)) if "expr" in one]
+    assert len(asked) > 40
+    found = {name for expression in asked for name in strangers(expression)}
+    assert not found
+
+
+def every(value: Any) -> Iterator[dict[str, Any]]:
+    """Each object within a JSON value."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from every(inner)
+
+
+@pytest.mark.parametrize("name", ["archfleet_study_spendings", "archfleet_trials_finished", "archfleet_agents_total"])
+def test_a_metric_that_is_not_exposed_would_be_noticed(name: str) -> None:
+    assert strangers(f"sum(rate({name}[5m]))") == {name}
 
 
 def rule_groups() -> list[dict[str, Any]]:
