@@ -43,6 +43,8 @@ EXTRAS = {
     "dashboard": "`archfleet serve`, and the dashboard beside a run",
 }
 """Extras that a whole archfleet has, and what each is for. Engines and the evaluation harness are looked at apart."""
+MADE_BY = {"vllm": "make engines", "sglang": "make sglang", "lm-eval": "make harness"}
+"""What makes an environment with an engine or the harness, for a CPU."""
 
 
 class Finding(Value):
@@ -122,10 +124,10 @@ def check_packages(machine: Machine) -> Iterator[Finding]:
             name="packages",
             level="warning",
             found="archfleet is used from a bare source tree; what it needs is not known",
-            what_to_do="pip install --editable . in that folder",
+            what_to_do=f"{machine.python} -m pip install --editable . in that folder",
         )
         return
-    yield _judge_requirements("packages", [r for r in machine.requirements if r.extra is None], "problem")
+    yield _judge_requirements("packages", [r for r in machine.requirements if r.extra is None], machine.python)
 
 
 def check_extras(machine: Machine) -> Iterator[Finding]:
@@ -133,13 +135,15 @@ def check_extras(machine: Machine) -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
         wanted = [r for r in machine.requirements if r.extra == extra]
         if wanted:
-            yield _judge_requirements(f"extra {extra}", wanted, "warning", extra=extra, purpose=purpose)
+            yield _judge_requirements(f"extra {extra}", wanted, machine.python, extra=extra, purpose=purpose)
 
 
 def _judge_requirements(
-    name: str, wanted: list[Requirement], level: Level, *, extra: str | None = None, purpose: str | None = None
+    name: str, wanted: list[Requirement], python: str, *, extra: str | None = None, purpose: str | None = None
 ) -> Finding:
-    missing = [f"{r.package} is missing" for r in wanted if r.installed is None]
+    """What of this is there; a problem where the base install lacks something, a warning where an extra does."""
+    lacking = [r.package for r in wanted if r.installed is None]
+    missing = [f"{_listing(lacking)} {'is' if len(lacking) == 1 else 'are'} missing"] if lacking else []
     old = [
         f"{r.package} {r.installed} is older than {r.minimum}"
         for r in wanted
@@ -152,8 +156,16 @@ def _judge_requirements(
     target = "archfleet" if extra is None else f"'archfleet[{extra}]'"
     needed = "" if purpose is None else f" (needed for {purpose})"
     return Finding(
-        name=name, level=level, found=", ".join([*missing, *old]) + needed, what_to_do=f"pip install --upgrade {target}"
+        name=name,
+        level="problem" if extra is None else "warning",
+        found=", ".join([*missing, *old]) + needed,
+        what_to_do=f"{python} -m pip install {target}",
     )
+
+
+def _listing(words: list[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -170,7 +182,7 @@ def check_sqlite(machine: Machine) -> Iterator[Finding]:
             name="SQLite",
             level="problem",
             found=f"{machine.sqlite_version}: its write-ahead log has a fault that was mended in 3.51.3",
-            what_to_do="pip install --upgrade apsw",
+            what_to_do=f"{machine.python} -m pip install --upgrade apsw",
         )
     else:
         yield Finding(name="SQLite", level="ok", found=f"{machine.sqlite_version}, of apsw")
@@ -249,9 +261,8 @@ def check_energy(machine: Machine) -> Iterator[Finding]:
     """The bindings that read a GPU's power."""
     nvml = [r for r in machine.requirements if r.extra == "gpu"]
     if machine.accelerators and nvml:
-        yield _judge_requirements(
-            "extra gpu", nvml, "warning", extra="gpu", purpose="power and clocks of GPUs; without, energy is null"
-        )
+        purpose = "power and clocks of GPUs; without, energy is null"
+        yield _judge_requirements("extra gpu", nvml, machine.python, extra="gpu", purpose=purpose)
 
 
 def check_engines(machine: Machine) -> Iterator[Finding]:
@@ -264,8 +275,8 @@ def check_engines(machine: Machine) -> Iterator[Finding]:
             name="engines",
             level="warning",
             found="there are accelerators, and neither vLLM nor SGLang: the transformers engine says little of serving",
-            what_to_do="install one in an environment of its own, and name its interpreter: "
-            "ARCHFLEET_VLLM_PYTHON=/path/to/python",
+            what_to_do="python3 -m venv ~/vllm && ~/vllm/bin/pip install vllm; then, here and wherever agents run,\n"
+            "export ARCHFLEET_VLLM_PYTHON=~/vllm/bin/python",
         )
     yield _judge_home("lm-eval harness", machine.harness, "`archfleet score`")
 
@@ -274,36 +285,34 @@ def _judge_home(name: str, home: EngineHome, purpose: str) -> Finding:
     if home.trouble is None:
         return Finding(name=name, level="ok", found=f"{home.version or 'version not known'} ({home.python})")
     if home.is_named:
-        return Finding(
-            name=name,
-            level="problem",
-            found=home.trouble,
-            what_to_do="correct what names the interpreter, or install it there",
-        )
-    return Finding(name=name, level="ok", found=f"not installed; only {purpose} needs it")
+        trouble, _, advice = home.trouble.partition("; ")
+        advice = advice or "correct what names the interpreter, or install it there"
+        return Finding(name=name, level="problem", found=trouble, what_to_do=advice)
+    made_by = f" (`{MADE_BY[home.name]}` brings it)" if home.name in MADE_BY else ""
+    return Finding(name=name, level="ok", found=f"not installed; only {purpose} needs it{made_by}")
 
 
 def check_disk(machine: Machine) -> Iterator[Finding]:
     """Where runs are, and where temporary files are."""
     least = 1e9 * float(BudgetSpec.model_fields["min_free_disk_gigabytes"].default)
-    yield _judge_room("disk for runs", machine.runs, least, "--runs DIR on a disk with more")
+    yield _judge_room("disk for runs", machine.runs, least, "archfleet run --runs DIR, on a disk with more")
     if machine.runs.file_system in NETWORK_FILE_SYSTEMS:
         yield Finding(
             name="disk for runs",
             level="warning",
             found=f"{machine.runs.path} is on a network file system ({machine.runs.file_system}): a store there is "
             "safe only while one machine reads and writes it",
-            what_to_do="--runs DIR on a local disk, and `archfleet backup` to the network's",
+            what_to_do="archfleet run --runs DIR on a local disk, and `archfleet backup` to the network's",
         )
-    yield _judge_room("temporary files", machine.temporary, least, "TMPDIR=DIR on a disk with more")
+    yield _judge_room("temporary files", machine.temporary, least, "export TMPDIR=DIR, on a disk with more")
 
 
 def _judge_room(name: str, room: Room, least_bytes: float, elsewhere: str) -> Finding:
-    found = f"{room.path}: {_gigabytes(room.free_bytes)} free ({room.file_system})"
+    found = f"{room.path}: {_size(room.free_bytes)} free ({room.file_system})"
     if not room.is_writable:
         return Finding(name=name, level="problem", found=f"{room.path} cannot be written to", what_to_do=elsewhere)
     if room.free_bytes < least_bytes:
-        least = f"{found}; below {_gigabytes(least_bytes)} nothing new is started"
+        least = f"{found}; below {_size(least_bytes)} nothing new is started"
         return Finding(name=name, level="problem", found=least, what_to_do=f"free some, or {elsewhere}")
     if room.free_bytes < COMFORTABLE_DISK_BYTES:
         return Finding(name=name, level="warning", found=f"{found}: little", what_to_do=f"free some, or {elsewhere}")
@@ -315,7 +324,7 @@ def check_memory(machine: Machine) -> Iterator[Finding]:
     if machine.memory_bytes is None or machine.available_memory_bytes is None:
         yield Finding(name="memory", level="ok", found="not known here")
     else:
-        found = f"{_gigabytes(machine.available_memory_bytes)} of {_gigabytes(machine.memory_bytes)} available"
+        found = f"{_size(machine.available_memory_bytes)} of {_size(machine.memory_bytes)} available"
         num_agents = int(machine.available_memory_bytes / AGENT_MEMORY_BYTES)
         if machine.accelerators or num_agents >= machine.num_cpus:
             yield Finding(name="memory", level="ok", found=found)
@@ -331,12 +340,12 @@ def check_memory(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             name="shared memory",
             level="warning",
-            found="there is no /dev/shm" if shared is None else f"/dev/shm: {_gigabytes(shared.free_bytes)} free",
+            found="there is no /dev/shm" if shared is None else f"/dev/shm: {_size(shared.free_bytes)} free",
             what_to_do="Ray goes to slower files instead; in a container give it more: --shm-size=1g, or an emptyDir "
             "of medium Memory at /dev/shm",
         )
     else:
-        yield Finding(name="shared memory", level="ok", found=f"/dev/shm: {_gigabytes(shared.free_bytes)} free")
+        yield Finding(name="shared memory", level="ok", found=f"/dev/shm: {_size(shared.free_bytes)} free")
 
 
 def check_processors(machine: Machine) -> Iterator[Finding]:
@@ -428,8 +437,8 @@ def check_open_files(machine: Machine) -> Iterator[Finding]:
         yield Finding(name="open files", level="ok", found=f"at most {machine.num_open_files:,} a process")
 
 
-def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.3g} GB"
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
 
 
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (

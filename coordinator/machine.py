@@ -277,7 +277,7 @@ def _answer(*command: str) -> str | None:
 def _room(path: Path) -> Room:
     """The file system of a folder, or of the nearest one above that exists."""
     folder = path.absolute()
-    while not folder.is_dir():
+    while not _is_folder(folder):
         folder = folder.parent
     state = os.statvfs(folder)
     return Room(
@@ -286,6 +286,13 @@ def _room(path: Path) -> Room:
         free_bytes=state.f_bavail * state.f_frsize,
         is_writable=os.access(folder, os.W_OK),
     )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # what is above it may not be looked into, or its name is longer than names can be
+        return False
 
 
 def _file_system(folder: Path) -> str:

@@ -12,7 +12,16 @@ from click.testing import CliRunner
 
 from agent.device import DeviceDescription
 from coordinator.cli import main
-from coordinator.doctor import EXTRAS, Finding, describe_findings, examine, findings_json, version_numbers, worst_level
+from coordinator.doctor import (
+    EXTRAS,
+    MADE_BY,
+    Finding,
+    describe_findings,
+    examine,
+    findings_json,
+    version_numbers,
+    worst_level,
+)
 from coordinator.machine import (
     Accelerator,
     ClockState,
@@ -104,7 +113,7 @@ def test_a_healthy_machine_has_nothing_to_do(machine: Machine) -> None:
         ({"runs": room("runs", file_system="nfs4")}, "warning", ["nfs4", "archfleet backup"]),
         ({"temporary": room("/tmp", free_bytes=0)}, "problem", ["/tmp", "TMPDIR"]),
         ({"available_memory_bytes": 3 * GIGABYTE}, "warning", ["3 GB", "--agents 4"]),
-        ({"shared_memory": room("/dev/shm", free_bytes=64 * 2**20)}, "warning", ["0.0671 GB", "--shm-size"]),
+        ({"shared_memory": room("/dev/shm", free_bytes=64 * 2**20)}, "warning", ["67.1 MB", "--shm-size"]),
         ({"shared_memory": None}, "warning", ["no /dev/shm", "--shm-size"]),
         ({"load": 15.0}, "warning", ["15.0 busy", "benchmarks"]),
         ({"governors": frozenset({"powersave", "performance"})}, "warning", ["powersave", "cpupower"]),
@@ -147,7 +156,13 @@ def test_a_missing_extra_says_what_does_not_work_without_it() -> None:
     assert found.level == "warning"
     assert "torch is missing" in found.found
     assert EXTRAS["train"] in found.found
-    assert found.what_to_do == "pip install --upgrade 'archfleet[train]'"
+    assert found.what_to_do == "/usr/bin/python3 -m pip install 'archfleet[train]'"
+
+
+def test_packages_that_are_missing_are_told_in_one_sentence() -> None:
+    wanted = [replace(TORCH, package=name, installed=None) for name in ("tokenizers", "torch", "transformers")]
+    (found,) = findings(replace(HEALTHY, requirements=tuple(wanted)), "extra train")
+    assert found.found.startswith("tokenizers, torch and transformers are missing (needed for `archfleet run`")
 
 
 def test_an_old_package_of_the_base_install_is_a_problem() -> None:
@@ -241,6 +256,27 @@ def test_an_engine_that_is_named_and_not_there_is_a_problem() -> None:
     assert "/opt/vllm/bin/python does not run" in text
 
 
+def test_what_an_engines_trouble_says_to_do_is_what_to_do() -> None:
+    broken = home("vllm", trouble="/opt/python does not run; name another: ARCHFLEET_VLLM_PYTHON=X", is_named=True)
+    (found,) = findings(replace(HEALTHY, engines=(broken,)), "engine vllm")
+    assert found.found == "/opt/python does not run"
+    assert found.what_to_do == "name another: ARCHFLEET_VLLM_PYTHON=X"
+
+
+def test_an_engine_that_nobody_asked_for_is_no_trouble_and_says_what_brings_it() -> None:
+    (found,) = findings(HEALTHY, "engine sglang")
+    assert (found.level, found.found) == (
+        "ok",
+        "not installed; only `--engine sglang` needs it (`make sglang` brings it)",
+    )
+
+
+def test_what_brings_an_engine_is_a_target_of_the_makefile() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text("utf-8")
+    for command in MADE_BY.values():
+        assert f"\n{command.removeprefix('make ')}: " in makefile
+
+
 def test_accelerators_without_a_serving_engine_are_a_warning() -> None:
     level, text = worst(replace(ON_GPUS, engines=(home("transformers"),)))
     assert level == "warning"
@@ -281,6 +317,13 @@ def test_the_probe_finds_what_the_environment_names(here: Machine) -> None:
     assert "/nonexistent/python" in vllm.trouble
     assert here.ray_mode == "disabled"
     assert {finding.name for finding in examine(here) if finding.level == "problem"} >= {"engine vllm", "Ray token"}
+
+
+@pytest.mark.parametrize("place", ["/proc/1/root/no/such", "/etc/" + "a" * 300])
+def test_a_place_for_runs_that_cannot_be_looked_into_is_judged_by_the_one_above(place: str) -> None:
+    machine = probe_machine(Path(place), environment={})
+    assert machine.runs.path == Path(place)
+    assert findings(machine, "disk for runs")
 
 
 def test_a_port_is_in_use_while_somebody_listens() -> None:
