@@ -11,6 +11,7 @@ from typing import Literal
 
 from coordinator.figures.figure import Figure
 from coordinator.figures.held_out import held_out
+from coordinator.figures.influence import influence
 from coordinator.figures.law_curves import loss_against
 from coordinator.figures.learning import condition, convergence, fit_error
 from coordinator.figures.levels import loss_compute, reference
@@ -56,6 +57,7 @@ _ALWAYS = (
     Entry(name="condition", title="Condition number of the design", page="study", make=condition),
     Entry(name="fit-error", title="Error of the fit", page="study", make=fit_error),
     Entry(name="residuals", title="Residuals against the predicted loss", page="study", make=residuals),
+    Entry(name="influence", title="Which runs move the answer most", page="study", make=influence, is_wide=True),
     Entry(name="held-out", title="Held-out: predicted against measured loss", page="recommendation", make=held_out),
 )
 
