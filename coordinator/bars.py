@@ -34,6 +34,9 @@ class Told(Protocol):
     def reach(self, done: int, total: int | None = None) -> None:
         """So much is done in all, of a total that may have changed."""
 
+    def now(self, doing: str) -> None:
+        """Within the stage, what is done from here on."""
+
     def note(self, sentence: str) -> None:
         """Something that is worth a line of its own."""
 
@@ -90,12 +93,15 @@ class _Bars:
     def reach(self, done: int, total: int | None = None) -> None:
         self._bars.update(self._task, completed=done, total=total)  # rich takes a total of None as no change
 
+    def now(self, doing: str) -> None:
+        self._bars.update(self._task, description=doing)
+
     def note(self, sentence: str) -> None:
         _print(self._console, sentence)
 
 
 class _Lines:
-    """A line as a stage of known size begins, and then every few seconds."""
+    """A line as a stage of known size begins, where something else is done, and every few seconds."""
 
     def __init__(self, console: Console, unit: Unit, clock: Callable[[], float]) -> None:
         self._console, self._unit, self._clock = console, unit, clock
@@ -115,6 +121,11 @@ class _Lines:
         if self._clock() - self._said_at >= LINE_EVERY_SECONDS:
             self._said_at = self._clock()
             self.note(f"{self._name}: {self._share()}")
+
+    def now(self, doing: str) -> None:
+        if doing != self._name:
+            self._name, self._said_at = doing, self._clock()
+            self.note(f"{doing}: {self._share()}")
 
     def _share(self) -> str:
         if self._total is None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from agent.failures import InvalidInputError
 from agent.scoring.harness import Scoring, ScoringDone, ScoringRequest, TaskScore, find_harness, score
+from coordinator.bars import told
 from coordinator.errors import UserError
 from coordinator.training_folder import MODEL_NAME
 from hwprofiles.value import Value
@@ -149,13 +148,13 @@ def chosen_tasks(tasks: str | None) -> tuple[str, ...]:
 
 def _scored(request: ScoringRequest, python: str, console: Console) -> tuple[tuple[TaskScore, ...], dict[str, str]]:
     found: list[TaskScore] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     run: Any = score(request, python=python)
-    with ProgressBar(*columns, console=console, transient=True) as bars, closing(run) as messages:
-        task = bars.add_task("starting lm-evaluation-harness", total=2 * len(request.tasks))
+    starting = told(console, "starting lm-evaluation-harness", 2 * len(request.tasks))
+    with starting as progress, closing(run) as messages:
         for message in messages:
             if isinstance(message, Scoring):
-                bars.update(task, description=f"{message.doing} {message.task}", advance=1)
+                progress.now(f"{message.doing} {message.task}")
+                progress.advance(1)
             elif isinstance(message, ScoringDone):
                 return tuple(found), message.versions
             else:

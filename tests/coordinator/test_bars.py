@@ -58,6 +58,14 @@ def test_a_total_may_become_known_on_the_way(log: Console) -> None:
     assert lines(log) == ["training: 25%", "training: 75%"]
 
 
+def test_a_log_gets_a_line_where_something_else_is_done(log: Console) -> None:
+    with told(log, "starting", 4) as progress:
+        for task in ("piqa", "piqa", "sciq"):
+            progress.now(f"scoring {task}")
+            progress.advance(1)
+    assert lines(log) == ["starting: 4", "scoring piqa: 0%", "scoring sciq: 50%"]
+
+
 def test_a_note_is_a_line_as_it_was_written(log: Console) -> None:
     with told(log) as progress:
         progress.note("[corpus] is left out")
@@ -70,9 +78,11 @@ def test_a_terminal_gets_bars_that_go_with_the_work(unit) -> None:
     with told(terminal, "reading", 1_000, unit=unit) as progress:
         progress.reach(250)
         progress.advance(250)
+        progress.now("looking")
         progress.note("a note")
     written = "\n".join(lines(terminal))
     assert "reading" in written
+    assert "looking" in written
     assert "a note" in written
     assert ("500/1000" in written) is (unit == "pieces")
     assert ("500/1,000 bytes" in written or "0.5/1.0 kB" in written) is (unit == "bytes")
