@@ -136,6 +136,8 @@ class Coordinator:
             self.begin()
             while not self.stop_requested() and not (finished := self.turn()):
                 pass
+            if finished:
+                self.fleet.clear()
         finally:
             self.end()
         if finished:

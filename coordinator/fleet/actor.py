@@ -3,12 +3,14 @@
     start        give it trials, to be done one after the other; returns at once
     fetch        what it has to tell, waiting a while for something; `start_and_fetch` is both in one call
     preempt      stop what runs; a training saves its checkpoint and sends it along
+    clear        remove its files: the study is finished
 
 A machine that is about to be taken away says so by a file: where `ARCHFLEET_DRAIN_FILE` names one and it exists,
 every agent of that machine drains. A batch system's signal handler or a cloud's preemption hook has only to touch it.
 """
 
 import os
+import shutil
 import socket
 import threading
 import time
@@ -102,6 +104,10 @@ class AgentActor:
         """Ask the running trial to save itself and stop; it, and all that wait, end as `preempted` failures."""
         self._reason = reason
         self._preempted.set()
+
+    def clear(self) -> None:
+        """Remove what the agents of this machine have kept for the run: checkpoints, trunks and blobs."""
+        shutil.rmtree(self._work_directory, ignore_errors=True)
 
     def _work(self) -> None:
         while True:

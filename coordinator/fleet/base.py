@@ -105,5 +105,8 @@ class Fleet(Protocol):
     def poll(self, *, timeout_seconds: float) -> list[FleetEvent]:
         """What happened, waiting up to the time-out for something."""
 
+    def clear(self) -> None:
+        """The study is finished: have the machines remove what agents kept there to go on with."""
+
     def stop(self) -> None:
         """End all agents and whatever the fleet started."""

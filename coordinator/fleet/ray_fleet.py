@@ -44,6 +44,8 @@ FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 5.0, 300.0
 FETCH_SECONDS = 5.0
 """An agent that has nothing to tell answers after this long: its sign of life."""
 NODE_CHECK_SECONDS = 5.0
+CLEAR_SECONDS = 20.0
+"""For nodes to remove their files at the end."""
 HEAD_PATIENCE_SECONDS = 25.0
 """A cluster whose head is away for longer is given up in our words. Ray ends this process after 60 s, in its own."""
 
@@ -166,6 +168,15 @@ class RayFleet:
         if ready:
             ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
         return [event for call in ready for event in self._returned(waiting[call], call)]
+
+    def clear(self) -> None:
+        """Have every node remove its agents' files; those of a local run lie in the run directory."""
+        if self._session.is_local:
+            return
+        one_a_node = {agent.slot.node_id: agent.handle for agent in self._agents.values() if agent.joined}
+        with suppress(Exception):  # a node that cannot do it any more keeps them
+            calls = [handle.clear.remote() for handle in one_a_node.values()]
+            self._ray.wait(calls, num_returns=len(calls), timeout=CLEAR_SECONDS)
 
     def stop(self) -> None:
         """Leave the cluster, ending the agents; a local cluster ends with all it started."""

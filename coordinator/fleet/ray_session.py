@@ -30,6 +30,7 @@ CONNECT_TIMEOUT_SECONDS = 30.0
 LISTEN_TIMEOUT_SECONDS = 5.0
 LEAVE_TIMEOUT_SECONDS = 40.0
 """Ray gives a node 30 s to drain."""
+REMOVE_TIMEOUT_SECONDS = 5.0
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -79,14 +80,14 @@ class LocalSession:
     def close(self) -> None:
         """Remove the session's files."""
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            _remove(self._directory)
             self._record.unlink(missing_ok=True)
             self._directory = None
 
     def _clean_up_after_a_kill(self) -> None:
         if self._record.is_file():
             with suppress(ValueError, KeyError):
-                shutil.rmtree(json.loads(self._record.read_text())["directory"], ignore_errors=True)
+                _remove(Path(json.loads(self._record.read_text())["directory"]))
             self._record.unlink()
 
     def _create_directory(self) -> Path:
@@ -139,14 +140,17 @@ class ClusterSession:
                 "accept the risk with --insecure."
             )
         self._directory = Path(tempfile.mkdtemp(prefix="archfleet-cwd-"))
-        if not _has_a_node_of(self._address):
-            self._join(self._directory / "node.log")
         try:
+            if not _has_a_node_of(self._address):
+                self._join(self._directory / "node.log")
             return _init_ray(self._directory / "cwd", address=self._address, namespace="archfleet")
         except (ConnectionError, RuntimeError, ValueError) as error:
             self.close()
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"no Ray cluster answers at {self._address}: {reason}.\n{_WHERE}") from None
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Leave the cluster, if this session joined it, and remove its files."""
@@ -154,7 +158,7 @@ class ClusterSession:
             _end(self._node)
             self._node = None
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            _remove(self._directory)
             self._directory = None
 
     def _join(self, log: Path) -> None:
@@ -174,7 +178,6 @@ class ClusterSession:
         while not _has_a_node_of(self._address):
             if self._node.poll() is not None or time.monotonic() > give_up:
                 reason = _last_line(log.read_text(errors="replace")) or "no answer"
-                self.close()
                 raise UserError(
                     f"this machine cannot join the Ray cluster at {self._address}: {reason}.\n"
                     "Its Python and Ray must be of the cluster's versions, and each must reach the other's ports."
@@ -271,6 +274,16 @@ def _end(node: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
         node.wait()
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory in which processes that are ending may still write."""
+    give_up = time.monotonic() + REMOVE_TIMEOUT_SECONDS
+    while directory.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        if time.monotonic() > give_up:
+            return
+        time.sleep(0.1 if directory.exists() else 0.0)
 
 
 def require_token(environment: os._Environ[str] | dict[str, str]) -> Path:

@@ -293,6 +293,9 @@ class SimulatedFleet:
         self.num_events += len(events)
         return events
 
+    def clear(self) -> None:
+        """Nothing was kept."""
+
     def stop(self) -> None:
         """Nothing runs that would have to be ended."""
 

@@ -1,6 +1,8 @@
 """Runs the real command in a process of its own, as a user would, and looks at it from outside."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +167,8 @@ def shared_user_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Use
 def _end_all(folder: Path) -> None:
     for process in processes_of(folder):
         process.kill()
+    for record in folder.glob("runs/*/agents/ray-session.json"):  # of a run that was killed and not taken up again
+        shutil.rmtree(json.loads(record.read_text())["directory"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from coordinator.fleet.placement import PRETENDED_LABEL
+from coordinator.logs import read_log
 from coordinator.record import read_record
 from coordinator.status import describe_status, read_status
+from coordinator.store import StoreReader
 from scaling.quantity import Measured
 
 pytestmark = [pytest.mark.fleet, pytest.mark.slow]
@@ -68,6 +70,8 @@ def test_a_mixed_cluster_ends_with_an_answer_for_each_kind_of_hardware(
     log = command.finish(400)
     assert command.process.returncode == 0, log
 
+    assert list(nodes_files.iterdir()) == [], "neither agents nor the way to the cluster leave files"
+
     directory = user_folder.run_directory
     record = read_record(directory)
     benches = [trial for trial in record.trials if trial.phase == "bench"]
@@ -88,6 +92,11 @@ def test_a_mixed_cluster_ends_with_an_answer_for_each_kind_of_hardware(
     assert all("fake" in one.flags for one in record.serving.values())
     trained = {run.provenance.hardware for run in record.training.values()}
     assert trained == {"cpu-generic"}, "only the fake engine pretends"
+
+    with StoreReader.open(directory) as store:
+        attempts = store.attempts()
+    kept = [read_log(directory, one.trial_id, one.epoch) for one in attempts]
+    assert all(log is not None and "ended: " in log.text.splitlines()[-1] for log in kept)
 
     report = (directory / "report.html").read_text()
     assert all(f"Serving throughput on {hardware}" in report for hardware in HARDWARE)

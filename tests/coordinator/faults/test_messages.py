@@ -48,7 +48,7 @@ class Wire(RuleBasedStateMachine):
 
     def __init__(self, template: Path, trial_ids: list[str], result: Callable, failure: Callable) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="archfleet-wire-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="wire-", dir=template.parent))
         self.trial_ids, self.result, self.failure = trial_ids[:NUM_TRIALS], result, failure
         self.store = Store.resume(Path(shutil.copytree(template, self.folder / "run")))
         self.now, self.wall_offset = 0.0, 0.0

@@ -132,6 +132,19 @@ def test_an_agent_that_must_leave_sends_its_checkpoint_and_another_goes_on_from_
     assert any(message.startswith("resumed at step") for message in told)
 
 
+def test_what_an_agent_has_kept_is_removed_at_the_end_of_the_study(
+    make_actor: Callable[[str], AgentActor], bench: BenchAssignment, tmp_path: Path
+) -> None:
+    actor = make_actor("a")
+    actor.start([(bench.id, 1, bench.model_dump_json())])
+    fetch_until(actor, is_final)
+    assert list((tmp_path / "a").iterdir())
+
+    actor.clear()
+
+    assert not (tmp_path / "a").exists()
+
+
 def test_an_unusable_checkpoint_is_said_so(tmp_path: Path) -> None:
     sentence = take_up(b"no archive", tmp_path / "checkpoint")
 
