@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from coordinator.logs import read_log
 from coordinator.record import RunRecord, read_record
 from coordinator.status import read_status
 
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.fleet, pytest.mark.slow]
 
 @pytest.fixture(scope="session")
 def quick(shared_user_folder: Any) -> dict[str, Any]:
-    """One quick run; its metrics were scraped and its status read while it ran."""
+    """One quick run; its metrics were scraped, its dashboard asked and its status read while it ran."""
     command = shared_user_folder.start("run", "--quick", "--metrics-port", "0")
     shared_user_folder.wait_for(
         lambda place: any(trial.state == "succeeded" for trial in place.trials().values()), command, timeout_seconds=120
@@ -26,6 +27,8 @@ def quick(shared_user_folder: Any) -> dict[str, Any]:
     status = read_status(shared_user_folder.run_directory)
     with urllib.request.urlopen(status["metrics_url"]) as answer:
         scrape = answer.read().decode()
+    with urllib.request.urlopen(f"{status['dashboard_url'].rstrip('/')}/api/overview") as answer:
+        overview = json.load(answer)
     session = json.loads((shared_user_folder.run_directory / "agents" / "ray-session.json").read_text())
     assert shared_user_folder.processes_of(Path(session["directory"])), "Ray runs out of its session directory"
     log = command.finish(400)
@@ -35,6 +38,7 @@ def quick(shared_user_folder: Any) -> dict[str, Any]:
         "status": status,
         "session": Path(session["directory"]),
         "scrape": scrape,
+        "overview": overview,
         "directory": shared_user_folder.run_directory,
         "record": read_record(shared_user_folder.run_directory),
     }
@@ -75,6 +79,18 @@ def test_metrics_are_valid_and_agree_with_the_status_while_it_runs(quick: dict[s
     ]
     assert sum(succeeded) >= 1
     assert quick["status"]["state"] == "running"
+
+
+def test_the_dashboard_is_where_the_status_says_while_it_runs(quick: dict[str, Any]) -> None:
+    assert quick["overview"]["study"] == "quick"
+    assert read_status(quick["directory"])["dashboard_url"] is None
+
+
+def test_every_attempt_has_a_log_from_its_beginning_to_its_end(quick: dict[str, Any]) -> None:
+    for attempt in quick["record"].attempts:
+        log = read_log(quick["directory"], attempt.trial_id, attempt.epoch)
+        assert log is not None
+        assert "ended: " in log.text.splitlines()[-1]
 
 
 def test_recommendation_file_is_the_stored_recommendation(quick: dict[str, Any]) -> None:
