@@ -142,11 +142,6 @@ class Database:
         return row[0]
 
     @property
-    def num_changed(self) -> int:
-        """Rows that the last statement changed."""
-        return self._connection.changes()
-
-    @property
     def is_in_transaction(self) -> bool:
         """Whether SQLite holds a transaction open."""
         return not self._connection.get_autocommit()
