@@ -226,11 +226,28 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-@pytest.mark.fleet
-@pytest.mark.slow
-@pytest.mark.skipif(
+asked_for = pytest.mark.skipif(
     "ARCHFLEET_SLURM" not in os.environ, reason="minutes on a Slurm of its own; ARCHFLEET_SLURM=1 asks for it"
 )
+
+
+@pytest.mark.slow
+@asked_for
+def test_a_task_whose_time_is_up_queues_itself_again(slurm: Slurm, home: Path) -> None:
+    slurm.environment.update({"ARCHFLEET_HOME": str(home), "PYTHONPATH": str(ROOT)})
+    limits = ("--time=1", "--signal=B:TERM@30", "--mem=100", "--cpus-per-task=1", "--constraint=a100")
+    job = slurm("sbatch", "--parsable", *limits, f"--chdir={home}", SCRIPTS / "agent.sbatch").partition(";")[0]
+    wait_for(lambda: slurm.job(job)["JobState"] == "RUNNING", lambda: slurm("squeue"))
+    wait_for(lambda: slurm.job(job)["Restarts"] == "1", lambda: slurm("squeue"))
+    wait_for(lambda: slurm.job(job)["JobState"] == "PENDING", lambda: slurm("scontrol", "show", "job", job))
+    (log,) = home.glob("*.log")
+    assert "DUE TO TIME LIMIT" not in log.read_text(), "killed: the warning came too late, or was not heard"
+    assert not Path(f"/tmp/archfleet-{job}").exists()
+
+
+@pytest.mark.fleet
+@pytest.mark.slow
+@asked_for
 def test_a_study_runs_on_array_jobs_one_of_which_drains_in_the_middle(slurm: Slurm, home: Path) -> None:
     (port,) = free_ports(1)
     settings = {
