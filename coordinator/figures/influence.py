@@ -10,7 +10,7 @@ from coordinator.record import RunRecord
 
 NAME, TITLE = "influence", "Which runs move the answer most"
 _OPTIMA: dict[str, tuple[Mark, Colour]] = {"x*": ("ring", "space"), "r*": ("hollow-diamond", "serving")}
-_PROPOSALS: tuple[Colour, ...] = ("recommended", "validation", "replicate", "reference")
+_PROPOSALS: tuple[Colour, ...] = ("proposed", "validation", "replicate", "reference")
 _X = Axis(label="shift where the run is left out", unit="half-widths of the interval")
 
 
@@ -46,7 +46,7 @@ def _series(one: Watched, place: int, found: Sequence[Influence]) -> Series:
     """The shifts of one thing; a run without which it is not told has no mark."""
     told = [(len(found) - 1 - row, run.run, run.shifts[place]) for row, run in enumerate(found)]
     marked = [(lane, run, shift) for lane, run, shift in told if shift is not None]
-    mark, colour = _OPTIMA.get(one.name, ("cross", _PROPOSALS[place % len(_PROPOSALS)]))
+    mark, colour = _OPTIMA.get(one.name, ("cross", _PROPOSALS[(place - len(_OPTIMA)) % len(_PROPOSALS)]))
     return Series(
         name=one.name,
         kind="predicted",

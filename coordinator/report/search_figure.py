@@ -1,7 +1,10 @@
 """The figure of `archfleet simulate search`: regret against GPU-hours, a panel for each truth, in a file of its own."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from coordinator.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,12 +18,27 @@ _CEILING = 0.03
 """Three per cent: worse than a shape drawn at random."""
 
 
+def require_matplotlib() -> None:
+    """Ask before hours of simulation, not after them.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise UserError(
+            "the figure needs matplotlib, which is not installed; expected the extra `figure`. "
+            "Type: pip install 'archfleet[figure]', or leave --figure out"
+        )
+
+
 def write_search_figure(result: dict[str, Any], path: Path) -> None:
     """Draw `run_search_simulation`'s result to an SVG or PNG file, by the suffix of `path`.
 
     Raises:
         ValueError: another suffix.
+        UserError: matplotlib is not installed.
     """
+    require_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
