@@ -11,7 +11,7 @@ Times are the agent's, UTC. A training says the same every second; of that, each
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from agent.log_file import readable_lines
 from agent.redaction import Redaction
@@ -48,24 +48,29 @@ class AttemptLog:
         self._kinds: dict[str, tuple[float, float]] = {}
         """Lines without their numbers → when one was kept last, and how far the work was."""
 
-    def of(self, item: Progress | Observation) -> str:
-        """The text that a report adds to the log: whole lines, without secrets; "" for nothing new."""
-        text = "".join(f"{line}\n" for line in self._lines(item))
+    def of(self, item: Progress | Observation, said: Iterable[str] = ()) -> str:
+        """The text that a report adds to the log: whole lines, without secrets; "" for nothing new.
+
+        Args:
+            item: the report.
+            said: lines that the agent's own process has written meanwhile; of other programs the report has them.
+        """
+        text = "".join(f"{line}\n" for line in self._lines(item, list(said)))
         return text and ending(self._redaction(text))
 
-    def _lines(self, item: Progress | Observation) -> Iterator[str]:
+    def _lines(self, item: Progress | Observation, said: list[str]) -> Iterator[str]:
         now = self._unix_time()
         clock = time.strftime("%H:%M:%S", time.gmtime(now))
-        if not isinstance(item, Progress):
+        is_new = not isinstance(item, Progress) or (bool(item.message) and self._is_new(item, now))
+        if is_new or said or (isinstance(item, Progress) and item.lines):
             yield from self._date(now)
+        if not isinstance(item, Progress):
+            yield from map(_under, said)
             yield f"{clock}  {_one_line(_ended(item))}"
             return
-        is_new = bool(item.message) and self._is_new(item, now)
-        if is_new or item.lines:
-            yield from self._date(now)
         if is_new:
             yield f"{clock}  {item.done_fraction:4.0%}  {_one_line(item.message)}{_measured(item.point)}"
-        yield from (f"             |  {line}" for line in item.lines)
+        yield from map(_under, (*said, *item.lines))
 
     def _date(self, now: float) -> Iterator[str]:
         """The day, where it is another than that of the line before."""
@@ -85,6 +90,10 @@ class AttemptLog:
             self._kinds.clear()
         self._kinds[kind] = (now, item.done_fraction)
         return True
+
+
+def _under(line: str) -> str:
+    return f"             |  {line}"
 
 
 def _measured(point: TrainingPoint | None) -> str:

@@ -1,5 +1,7 @@
 """A program's log file while it grows: its last lines, and those that are new since they were asked for last.
 
+The program may be this one: `follow_own_errors` follows what libraries write here, from Python or not.
+
 A log may hold anything. What is read of it is printable: without colours, without what a progress bar has overwritten,
 each line cut where it is longer than a person reads.
 """
@@ -7,6 +9,7 @@ each line cut where it is longer than a person reads.
 import contextlib
 import os
 import re
+import stat
 from pathlib import Path
 
 NUM_LAST_LINES = 20
@@ -30,9 +33,9 @@ def last_lines(file: Path) -> str:
 class LogFollower:
     """Gives every line of a log once, also while it is written."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, offset: int = 0) -> None:
         self._file = file
-        self._offset = 0
+        self._offset = offset
 
     def new_lines(self, *, is_over: bool = False) -> tuple[str, ...]:
         """Lines since the last time; an unfinished one only when nothing more is to come."""
@@ -43,6 +46,15 @@ class LogFollower:
             data = data[: data.rfind(b"\n") + 1]
         skipped, self._offset = start > self._offset, start + len(data)
         return (*((LEFT_OUT,) if skipped else ()), *readable_lines(data))
+
+
+def follow_own_errors() -> LogFollower | None:
+    """Follow this process's standard error from here on; null where it is no file, as in a terminal."""
+    with contextlib.suppress(OSError):
+        facts = os.fstat(2)
+        if stat.S_ISREG(facts.st_mode):
+            return LogFollower(Path("/proc/self/fd/2"), offset=facts.st_size)
+    return None
 
 
 def _read(file: Path, offset: int) -> tuple[bytes, int]:

@@ -28,6 +28,7 @@ from agent.blobs import Fetch
 from agent.device import describe_device, make_provenance, pretended_hardware, versions
 from agent.engines.canary import measure_canary
 from agent.log import AttemptLog
+from agent.log_file import follow_own_errors
 from agent.worker import Worker
 from coordinator.fleet.outbox import Message, Outbox
 from coordinator.version import code_digest
@@ -121,10 +122,11 @@ class AgentActor:
         task = AssignmentAdapter.validate_json(assignment)
         directory = self._work_directory / "checkpoints" / task.id
         started_at, started = time.time(), time.monotonic()
-        log = AttemptLog(f"{self._agent} on {socket.gethostname()}, epoch {epoch}")
+        log, errors = AttemptLog(f"{self._agent} on {socket.gethostname()}, epoch {epoch}"), follow_own_errors()
 
         def tell(item: Progress | Observation, packed: bytes | None = None) -> bool:
-            is_final, added = not isinstance(item, Progress), log.of(item)
+            is_final = not isinstance(item, Progress)
+            added = log.of(item, errors.new_lines(is_over=is_final) if errors is not None else ())
             text = item.model_dump_json(exclude={"lines"})  # those are in the log
             self._outbox.put(Message(trial_id, epoch, text, is_final, packed, added))
             return is_final

@@ -81,6 +81,12 @@ def test_lines_of_a_program_follow_under_the_report_that_brings_them(make_log: C
     )
 
 
+def test_what_the_agent_itself_wrote_stands_before_the_end(make_log: Callable[..., AttemptLog]) -> None:
+    *_, warning, end = make_log().of(failure("it broke"), ["a library warns"]).splitlines()
+    assert warning == "             |  a library warns"
+    assert end == "08:00:00  failed, timeout: it broke"
+
+
 def test_it_ends_with_how_the_attempt_ended(make_log: Callable[..., AttemptLog]) -> None:
     assert (
         make_log()

@@ -1,15 +1,18 @@
 """An agent's actor: works on a thread, tells through its outbox, saves itself when it has to leave."""
 
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from agent.assignment import BenchAssignment, TrainAssignment
 from agent.blobs import directory_fetcher
+from agent.worker import Worker
 from coordinator.fleet.actor import DRAIN_VARIABLE, AgentActor, take_up
 from coordinator.fleet.outbox import Message
-from scaling.observations import Failure, Progress, ServingObservation
+from scaling.observations import Failure, Observation, Progress, ServingObservation
 from scaling.recipes import ServingRecipe, Workload
 
 MAX_FETCHES = 120
@@ -75,6 +78,26 @@ def test_what_a_trial_says_comes_along_line_by_line(
     assert "fake repeat 1/1: ready" in log
     assert "output tokens/s" in last
     assert "flags: fake" in last
+
+
+def test_what_libraries_write_in_the_agents_own_process_is_in_the_log_of_the_trial_that_runs(
+    bench: BenchAssignment, tmp_path: Path, blob_directory: Path
+) -> None:
+    if not stat.S_ISREG(os.fstat(2).st_mode):
+        pytest.skip("needs pytest's own capture of standard error: leave -s out")
+
+    class Talkative(Worker):
+        def run(self, assignment: TrainAssignment | BenchAssignment) -> Generator[Progress | Observation, None, None]:
+            os.write(2, b"a library warns\n")
+            yield from super().run(assignment)
+
+    os.write(2, b"before its time\n")
+    actor = AgentActor("a", str(tmp_path / "a"), directory_fetcher(blob_directory), Talkative)
+    actor.start([(bench.id, 1, bench.model_dump_json())])
+    log = "".join(message.log for message in fetch_until(actor, is_final))
+
+    assert "|  a library warns\n" in log
+    assert "before its time" not in log
 
 
 def test_trials_given_together_are_done_in_order(
