@@ -6,6 +6,7 @@ monitoring.coreos.com_prometheusrules.yaml of these projects' releases, those ob
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -251,6 +252,18 @@ def test_the_rules_are_those_of_prometheus(objects: list[Object]) -> None:
     ours = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())["groups"]
     theirs = one(objects, "PrometheusRule")["spec"]["groups"]
     assert theirs == ours, "make deploy/k8s/monitoring/rules.yaml anew: its head says how"
+
+
+def test_the_command_at_the_head_of_the_rules_makes_them_anew(tmp_path: Path) -> None:
+    for folder in ("k8s", "prometheus"):
+        shutil.copytree(ROOT / "deploy" / folder, tmp_path / folder)
+    theirs, ours = tmp_path / "k8s" / "monitoring" / "rules.yaml", tmp_path / "prometheus" / "rules.yml"
+    (command,) = re.findall(r"^# {3}(\{ sed .+)$", theirs.read_text(), flags=re.MULTILINE)
+    before = theirs.read_text()
+    assert " for: 2m" in before
+    ours.write_text(ours.read_text().replace(" for: 2m", " for: 3m"))
+    subprocess.run(["sh", "-euc", command], cwd=theirs.parent, check=True)
+    assert theirs.read_text() == before.replace(" for: 2m", " for: 3m")
 
 
 @pytest.mark.parametrize("file", ["base/study.toml", "example/study.toml"])
