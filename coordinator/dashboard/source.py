@@ -2,7 +2,8 @@
 
 Every page is read within one snapshot of the store, beside the coordinator that writes it. Pages that tell how the run
 is at this moment are made anew every `FRESH_SECONDS` at most; those that follow from its facts alone when there is a
-new one. Figures need every observation: they are read once and added to, without what no figure shows.
+new one. Figures need every observation: they are read once and added to, without what no figure shows. While a run goes
+on, those that were shown before are drawn again so seldom that all of them together take a small share of a core.
 """
 
 import gzip
@@ -40,6 +41,9 @@ MAX_BENCHMARKS = 1_000
 MAX_KEPT = 512
 """Answers; the one that was asked for longest ago makes room."""
 
+FIGURES_SHARE = 0.05
+"""Of a core, for figures that are drawn again because of new facts."""
+
 _Key = tuple[object, ...]
 
 
@@ -54,6 +58,16 @@ class Answer:
     def packed(self) -> bytes:
         """The body as gzip, made when the first asks for it: fast rather than small, a sixth of the size."""
         return gzip.compress(self.body, compresslevel=1, mtime=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A figure as it was drawn last: of which facts, when, and what it took the processor."""
+
+    answer: Answer
+    facts: _Key
+    unix: float
+    seconds: float
 
 
 class Figures(Value):
@@ -71,6 +85,7 @@ class RunSource:
         *,
         wall: Callable[[], float] = time.time,
         is_held: Callable[[Path], bool] = is_held,
+        work: Callable[[], float] = time.thread_time,
     ) -> None:
         """Take a run.
 
@@ -78,14 +93,17 @@ class RunSource:
             run_directory: its store is opened when it is asked for.
             wall: seconds since the epoch.
             is_held: whether a living coordinator holds a run.
+            work: processor seconds that the calling thread has used.
         """
         self._run_directory = run_directory
         self._wall = wall
         self._is_held = is_held
+        self._work = work
         self._pages = _Desk(run_directory)
         self._figures = _Desk(run_directory)
         """A desk of its own: nobody waits for a page because somebody wants a figure."""
         self._records = _Records()
+        self._drawn: dict[str, _Drawn] = {}
         self._known: tuple[int, TrialWords] = (0, TrialWords())
         """What trials are found by, and in which opening of the store it was read."""
 
@@ -173,17 +191,28 @@ class RunSource:
             return self._pages.kept(("figures",), (seq,), make)
 
     def figure(self, name: str) -> Answer | None:
-        """One figure; null where there is none of this name."""
+        """One figure, while the run goes on perhaps an older one; null where there is none of this name."""
         with self._figures.reading() as store:
-            facts = _facts(store)
-            if (kept := self._figures.look("figure", name, version=facts)) is not None:
-                return kept
+            facts = (self._figures.generation, *_facts(store))
+            before, now = self._drawn.get(name), self._wall()
+            if before is not None and (before.facts == facts or self._is_too_soon(before, store, now)):
+                return before.answer
+            began = self._work()
             read = self._records.leases if name in OF_LEASES else self._records.whole
             try:
                 drawn = figure(read(store, facts, self._figures.generation), name)
             except KeyError:
                 return None
-            return self._figures.kept(("figure", name), facts, lambda: answer_of(drawn, store.last_seq()))
+            answer = answer_of(drawn, store.last_seq())
+            self._drawn[name] = _Drawn(answer=answer, facts=facts, unix=now, seconds=self._work() - began)
+            return answer
+
+    def _is_too_soon(self, before: "_Drawn", store: PageReader, now: float) -> bool:
+        """Whether to draw a figure again would take more than its part of the share. Of a run that has ended it never
+        is: nobody would ask once more.
+        """
+        pause = before.seconds * len(self._drawn) / FIGURES_SHARE
+        return store.meta("state") == "running" and before.unix <= now < before.unix + pause
 
     # What is kept
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.dashboard.source import FRESH_SECONDS, RunSource
+from coordinator.dashboard.source import FIGURES_SHARE, FRESH_SECONDS, RunSource
 from coordinator.database import Database
 from coordinator.errors import StoreError
 from coordinator.figures.catalogue import figures_of
@@ -78,7 +78,39 @@ def test_figures_follow_new_results_without_reading_the_old_again(store: Store, 
     driver.run_trial(first)
     assert _num_points(source) == 1
     driver.run_trial(second)
+    clock.now += 1000
     assert _num_points(source) == 2
+    source.close()
+
+
+class Worker:
+    """A processor on which every look at its clock comes a second later."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 1
+        return self.seconds
+
+
+def test_figures_take_a_small_share_of_a_core_while_the_run_goes_on(store: Store, driver, clock: Clock) -> None:
+    driver.plan()
+    source = RunSource(store.run_directory, wall=clock, work=Worker())
+    first, second, third, *_ = driver.queued()
+    driver.run_trial(first)
+    assert _num_points(source) == 1
+    assert plain(source.figure("spend"))["series"]
+    pause = 2 / FIGURES_SHARE  # two figures of a second each
+    driver.run_trial(second)
+    clock.now += pause - 1
+    assert _num_points(source) == 1
+    clock.now += 1
+    assert _num_points(source) == 2
+    driver.run_trial(third)
+    assert _num_points(source) == 2
+    store.set_meta("state", "finished")
+    assert _num_points(source) == 3
     source.close()
 
 
