@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-LINE_EVERY_SECONDS = 5.0
+LINE_EVERY_SECONDS = 15.0
 
 Unit = Literal["pieces", "bytes"]
 

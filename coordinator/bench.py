@@ -13,8 +13,6 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from agent.benchmark.campaign import AGAIN, Campaign, Candidate, SlotResult, run_campaign, slots_left
@@ -24,6 +22,7 @@ from agent.benchmark.preflight import check_campaign
 from agent.benchmark.run import MIN_REPEATS, Restart
 from agent.engines.base import Engine, engine_named
 from agent.engines.interpreters import find_engine
+from coordinator.bars import told
 from coordinator.bench_record import FILE_NAME, BenchRecord, make_record, read_record, write_record
 from coordinator.bench_verdicts import BenchComparison, BenchRow, correction
 from coordinator.errors import UserError
@@ -192,20 +191,19 @@ def run_bench(campaign: Campaign, directory: Path, *, console: Console, engine: 
         UserError: the directory cannot be used, or what it holds was measured on another device or by other versions.
     """
     record = open_record(campaign, directory)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        ProgressBar(*columns, console=console, transient=True) as bars,
+        told(console, "measuring") as progress,
         _work_directory(directory) as work_directory,
         closing(
             run_campaign(campaign, record.restarts, agent="local", work_directory=work_directory, engine=engine)
         ) as messages,
     ):
-        task = bars.add_task("measuring", total=None)
         for slot, message in messages:
             if isinstance(message, Progress):
                 words = f"batch {campaign.workloads[slot.workload].batch_size}, {campaign.rows[slot.row].name}"
                 done, left = len(record.restarts), len(slots_left(campaign, record.restarts))
-                bars.update(task, completed=done, total=done + left, description=words)
+                progress.reach(done, done + left)
+                progress.now(words)
                 continue
             if isinstance(message, Restart):
                 _refuse_a_mixture(record.restarts, message, directory)
