@@ -125,7 +125,7 @@ class _Lines:
     def now(self, doing: str) -> None:
         if doing != self._name:
             self._name, self._said_at = doing, self._clock()
-            self.note(f"{doing}: {self._share()}")
+            self.note(doing if self._total is None else f"{doing}: {self._share()}")
 
     def _share(self) -> str:
         if self._total is None:

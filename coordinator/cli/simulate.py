@@ -49,13 +49,14 @@ def coverage(num_studies: int, truth: str, seed: int, as_json: bool) -> None:
 @json_option
 def search(num_seeds: int, truths: tuple[str, ...], figure: Path | None, as_json: bool) -> None:
     """Regret of the recommended shape against GPU-seconds spent, for every way of choosing runs."""
+    from coordinator.bars import told
     from coordinator.report.search_figure import write_search_figure
     from coordinator.simulate_search import run_search_simulation, search_table
 
     settings: dict[str, Any] = {"truths": truths} if truths else {}
-    with errors.status("simulating") as line:
+    with told(errors, "simulating") as progress:
         try:
-            result = run_search_simulation(num_seeds=num_seeds, on_progress=line.update, **settings)
+            result = run_search_simulation(num_seeds=num_seeds, on_progress=progress.now, **settings)
         except ValueError as error:
             raise UserError(str(error)) from None
     if figure is not None:

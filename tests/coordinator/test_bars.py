@@ -30,11 +30,11 @@ def lines(console: Console) -> list[str]:
 
 def test_a_log_gets_a_line_at_the_start_and_then_every_few_seconds(log: Console) -> None:
     clock = Clock()
-    with told(log, "simulated studies", 200, clock=clock) as progress:
-        for done in range(1, 200):
-            clock.now += LINE_EVERY_SECONDS / 50
+    with told(log, "simulated studies", 8_000, clock=clock) as progress:
+        for done in range(1_000, 8_000, 1_000):
+            clock.now += LINE_EVERY_SECONDS / 2
             progress.reach(done)
-    assert lines(log) == ["simulated studies: 200", *(f"simulated studies: {share}%" for share in (25, 50, 75))]
+    assert lines(log) == ["simulated studies: 8,000", *(f"simulated studies: {share}%" for share in (25, 50, 75))]
 
 
 def test_bytes_are_called_bytes(log: Console) -> None:
@@ -64,6 +64,12 @@ def test_a_log_gets_a_line_where_something_else_is_done(log: Console) -> None:
             progress.now(f"scoring {task}")
             progress.advance(1)
     assert lines(log) == ["starting: 4", "scoring piqa: 0%", "scoring sciq: 50%"]
+
+
+def test_where_nobody_knows_how_much_there_is_only_what_is_done_is_told(log: Console) -> None:
+    with told(log, "simulating") as progress:
+        progress.now("truth paper")
+    assert lines(log) == ["truth paper"]
 
 
 def test_a_note_is_a_line_as_it_was_written(log: Console) -> None:
