@@ -64,3 +64,11 @@ def test_metrics_that_the_runbook_names_are_exposed() -> None:
     named = {name for name in SPANS if re.fullmatch(r"archfleet_\w+", name)}
     assert named
     assert named <= {f"archfleet_{name}{'_total' * (f.kind == 'counter')}" for name, f in CATALOGUE.items()}
+
+
+def test_variables_that_ask_for_tests_are_asked_about_and_none_is_left_out() -> None:
+    table = TEXT.partition("\n## Tests that are asked for\n")[2].partition("\n## ")[0]
+    told = set(re.findall(r"^\| `(ARCHFLEET_\w+)=", table, flags=re.MULTILINE))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    asked = set(re.findall(r"os\.environ\.get\(\"(\w+)\"\)|\"(ARCHFLEET_\w+)\" not in os\.environ", tests))
+    assert told == {one or other for one, other in asked}
