@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from coordinator.answer_words import headline, verdict_words
 from coordinator.extra_run import ExtraRun, extra_run_of
 from coordinator.figures.formats import count
 from coordinator.figures.origin import kind_of_losses, kind_of_rates
@@ -46,6 +47,8 @@ class AnswerCards(Value):
     hardware: str
     engine: str
     dtype: str
+    headline: str
+    """What to build, in a few words."""
     sentence: str
     verdicts: tuple[str, ...]
     """The answer in a few words."""
@@ -78,8 +81,9 @@ def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAn
         hardware=answer.hardware,
         engine=answer.engine,
         dtype=answer.dtype,
+        headline=headline(answer, recommendation.baseline),
         sentence=answer.sentence(),
-        verdicts=_verdicts(answer, recommendation.baseline, found),
+        verdicts=tuple(verdict_words(answer, recommendation.baseline, found)),
         standing=proposal(answer),
         role=answer.role,
         shape=answer.recommended.label,
@@ -119,24 +123,6 @@ def verdicts(answers: Sequence[AnswerCards]) -> list[str]:
         for cards in answers
         for verdict in cards.verdicts
     ]
-
-
-def _verdicts(answer: HardwareAnswer, baseline: Architecture, found: Speedup) -> tuple[str, ...]:
-    if answer.recommended == baseline:
-        return ("the baseline itself",)
-    losses = {
-        "better": "lower loss than the baseline",
-        "tie": "a tie with the baseline in loss",
-        "worse": "keep the baseline: the proposed shape has a higher loss",
-        None: "loss not compared",
-    }
-    speeds = {
-        "faster": "faster than the baseline",
-        "slower": "slower than the baseline",
-        "a tie": "a tie in speed",
-        "not compared": "speed not compared",
-    }
-    return losses[answer.measured_verdict], speeds[found.verdict]
 
 
 def _ratio(found: Speedup, *, simulated: bool) -> Shown:

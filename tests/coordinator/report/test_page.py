@@ -12,8 +12,9 @@ from agent.assignment import BenchAssignment
 from coordinator.database import Database
 from coordinator.figures.catalogue import entries
 from coordinator.record import RunRecord, read_record
-from coordinator.report import render_as, render_report
+from coordinator.report import render_report
 from coordinator.report.document import report_of
+from coordinator.report.markdown import render_markdown
 from coordinator.schema import COLUMNS, checksum
 from coordinator.store import FILE_NAME
 from scaling.quantity import Interval, Measured, NotMeasured
@@ -135,12 +136,14 @@ def test_the_extra_run_is_told_with_its_chance_and_price_or_why_there_is_none(fi
         answer = finished.recommendation.answers[0].model_copy(update={"measured_verdict": verdict})
         told = finished.recommendation.model_copy(update={"answers": (answer,)})
         record = replace(record, recommendation=told)
-        (cards,) = report_of(record).answers
+        report, page = report_of(record), read(render_report(record)).text
+        (cards,) = report.answers
         assert (cards.extra_run is None) == (verdict == "worse")
         words = cards.no_extra_run_because if cards.extra_run is None else cards.extra_run.sentence
         assert ("failed its check" in words) == (verdict == "worse")
-        assert words in read(render_report(record)).text
-        assert words in render_as(record, "md")
+        for text in (page, render_markdown(report)):
+            assert words in text
+            assert cards.headline in text
 
 
 def test_text_from_outside_is_escaped(page: str) -> None:

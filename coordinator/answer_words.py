@@ -1,0 +1,46 @@
+"""An answer in a few words, the same in the report and on the dashboard: what to build, and how it compares."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from coordinator.recommendation import HardwareAnswer
+from coordinator.speedup import Speedup
+from scaling.architecture import Architecture
+from scaling.recommend import Verdict
+
+LOSS_WORDS: Mapping[Verdict | None, str] = MappingProxyType(
+    {
+        "better": "lower loss than the baseline",
+        "tie": "a tie with the baseline in loss",
+        "worse": "higher loss than the baseline",
+        None: "loss not compared",
+    }
+)
+SPEED_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "faster": "faster than the baseline",
+        "slower": "slower than the baseline",
+        "a tie": "a tie in speed",
+        "not compared": "speed not compared",
+    }
+)
+
+
+def headline(answer: HardwareAnswer, baseline: Architecture) -> str:
+    """What to build: the baseline where the proposed shape was refuted."""
+    if not answer.stands:
+        return f"Keep the baseline, {baseline.label}"
+    if answer.recommended == baseline:
+        return f"The baseline itself, {baseline.label}"
+    return f"{answer.role.capitalize()} {answer.recommended.label}"
+
+
+def verdict_words(answer: HardwareAnswer, baseline: Architecture, found: Speedup) -> Iterator[str]:
+    """How the proposed shape compares with the baseline: its check, its loss, its speed."""
+    if answer.recommended == baseline:
+        yield "the baseline itself"
+        return
+    if not answer.stands:
+        yield "failed its check: keep the baseline"
+    yield LOSS_WORDS[answer.measured_verdict]
+    yield SPEED_WORDS[found.verdict]

@@ -1,0 +1,58 @@
+"""An answer in a few words: what to build, and how it compares."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.answer_words import headline, verdict_words
+from coordinator.recommendation import HardwareAnswer
+from coordinator.record import RunRecord, read_record
+from coordinator.speedup import Speedup
+from scaling.architecture import Architecture
+from scaling.quantity import NotMeasured
+
+SLOWER = Speedup(ratio=NotMeasured(reason="not asked for here"), verdict="slower")
+
+
+@pytest.fixture(scope="module")
+def record(finished_run: Path) -> RunRecord:
+    return read_record(finished_run)
+
+
+@pytest.fixture
+def baseline(record: RunRecord) -> Architecture:
+    assert record.recommendation is not None
+    return record.recommendation.baseline
+
+
+@pytest.fixture
+def answer(record: RunRecord, baseline: Architecture) -> HardwareAnswer:
+    """For a shape that is not the baseline, however the run itself ended."""
+    assert record.recommendation is not None
+    other = baseline.model_copy(update={"intermediate_size": baseline.intermediate_size + 4})
+    found = record.recommendation.answers[0]
+    return found.model_copy(update={"recommended": other, "role": "panda", "measured_verdict": "tie"})
+
+
+def test_a_proposal_is_named_with_its_role_and_compared_in_loss_and_speed(
+    answer: HardwareAnswer, baseline: Architecture
+) -> None:
+    assert headline(answer, baseline) == f"Panda {answer.recommended.label}"
+    assert list(verdict_words(answer, baseline, SLOWER)) == [
+        "a tie with the baseline in loss",
+        "slower than the baseline",
+    ]
+
+
+def test_a_refuted_proposal_leaves_the_baseline_to_be_built(answer: HardwareAnswer, baseline: Architecture) -> None:
+    refuted = answer.model_copy(update={"measured_verdict": "worse"})
+    assert headline(refuted, baseline) == f"Keep the baseline, {baseline.label}"
+    first, loss, _ = verdict_words(refuted, baseline, SLOWER)
+    assert first == "failed its check: keep the baseline"
+    assert loss == "higher loss than the baseline"
+
+
+def test_the_baseline_itself_is_not_compared(answer: HardwareAnswer, baseline: Architecture) -> None:
+    same = answer.model_copy(update={"recommended": baseline})
+    assert headline(same, baseline) == f"The baseline itself, {baseline.label}"
+    assert list(verdict_words(same, baseline, SLOWER)) == ["the baseline itself"]
