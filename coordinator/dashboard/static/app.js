@@ -189,9 +189,9 @@ function setTheme(name) {
   recolour();
 }
 
-async function recolour() {
-  if (!document.querySelector("figure")) return;
-  (await import("./figure.js")).recolourFigures();
+/** Figures, if any were drawn, paint themselves anew. */
+function recolour() {
+  document.dispatchEvent(new Event("archfleet:theme"));
 }
 
 themeButton.addEventListener("click", () => {
@@ -206,13 +206,28 @@ themeButton.addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 
-// Paper is white
+// Paper is white, and has room for figures that nobody has scrolled to
+addEventListener("keydown", (event) => {
+  if (event.key !== "p" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  Promise.resolve(shown?.all?.()).finally(() => print());
+});
 let themeBefore = "auto";
 addEventListener("beforeprint", () => {
   themeBefore = theme();
   setTheme("light");
 });
 addEventListener("afterprint", () => setTheme(themeBefore));
+
+// Signing out, where somebody signed in
+
+const signOut = document.getElementById("sign-out");
+try {
+  signOut.hidden = localStorage.getItem("archfleet-signed-in") === null;
+} catch {
+  // storage is forbidden
+}
+signOut.addEventListener("submit", () => localStorage.removeItem("archfleet-signed-in"));
 
 setTheme(theme());
 show();

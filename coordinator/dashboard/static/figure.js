@@ -203,7 +203,6 @@ function unique(all) {
   return all.filter((series, place) => all.findIndex((one) => one.name === series.name) === place);
 }
 
-/** Repaint every figure with the palette of now. */
-export function recolourFigures() {
+document.addEventListener("archfleet:theme", () => {
   for (const card of shown) card.chart?.recolour();
-}
+});

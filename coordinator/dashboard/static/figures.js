@@ -53,6 +53,7 @@ export class FigureGroup {
 
   /** All of them, seen or not: before printing. */
   async all() {
+    for (const one of this.cards.values()) one.isSeen = true;
     await Promise.all([...this.cards.keys()].map((name) => this.#fetch(name)));
   }
 

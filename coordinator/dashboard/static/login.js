@@ -5,6 +5,13 @@
   if (asked.has("failed")) message.textContent = "That token was not accepted: it may be mistyped, expired or revoked.";
   if (asked.has("limited")) message.textContent = "Too many tries. Wait a minute, then try again.";
   message.hidden = message.textContent === "";
+  document.querySelector("form").addEventListener("submit", () => {
+    try {
+      localStorage.setItem("archfleet-signed-in", "yes"); // pages then offer to sign out; the cookie is none of a script's business
+    } catch {
+      // storage may be forbidden; the session ends by itself
+    }
+  });
   const next = asked.get("next");
   if (next && next.startsWith("/") && !next.startsWith("//")) document.getElementById("next").value = next;
 })();

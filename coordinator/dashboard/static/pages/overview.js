@@ -49,6 +49,7 @@ export async function mount(root, { told, open }) {
     refresh,
     event: (fact) => show({ ...page, seq: fact.seq, newest: merged([lineOf(fact)], page.newest) }),
     pulse: (pulse) => show(pulsed(page, pulse)),
+    all: () => figures.all(),
     destroy: () => figures.destroy(),
   };
 }

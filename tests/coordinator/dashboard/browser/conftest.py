@@ -1,9 +1,8 @@
 """A real headless Chromium on the dashboard of a synthetic run, and what it complained of."""
 
-import functools
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -63,9 +62,8 @@ def chromium() -> Iterator[object]:
         browser.close()
 
 
-@pytest.fixture
-def visit(chromium) -> Iterator[Callable[..., Visit]]:
-    """A function that opens a fresh profile: (origin, width, theme) -> Visit."""
+@contextmanager
+def visiting(chromium) -> Iterator[Callable[..., Visit]]:
     contexts = []
 
     def open_page(origin: str, *, width: int = 1280, theme: str = "light") -> Visit:
@@ -75,7 +73,7 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
         contexts.append(context)
         context.add_init_script(WATCH)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # a bound, not a wish: other tests may have the processors
         opened = Visit(page=page, origin=origin.rstrip("/"))
         host = urlsplit(origin).netloc
 
@@ -98,6 +96,20 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
         context.close()
 
 
+@pytest.fixture
+def visit(chromium) -> Iterator[Callable[..., Visit]]:
+    """A function that opens a fresh profile: (origin, width, theme) -> Visit."""
+    with visiting(chromium) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def visits(chromium) -> Iterator[Callable[..., Visit]]:
+    """The same for what several tests look at."""
+    with visiting(chromium) as open_page:
+        yield open_page
+
+
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., AbstractContextManager[object]]:
     """A function of a run directory (and a port): the real server, in a thread, while its context is open."""
@@ -105,7 +117,8 @@ def serve() -> Callable[..., AbstractContextManager[object]]:
     pytest.importorskip("uvicorn", reason="the extra dashboard is not installed: pip install '.[dashboard]'")
     from coordinator.dashboard.server import serve_dashboard
 
-    return functools.partial(serve_dashboard, access=Access(), traffic=Traffic(), is_ready=lambda: True, say=print)
+    defaults = {"access": Access(), "traffic": Traffic(), "is_ready": lambda: True, "say": print}
+    return lambda run, **wishes: serve_dashboard(run, **(defaults | wishes))
 
 
 @pytest.fixture(scope="module")

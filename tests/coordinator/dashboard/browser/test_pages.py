@@ -1,11 +1,32 @@
 """Every page in a real browser: it is drawn, at two widths and in both themes, and asks nobody else for anything."""
 
 import json
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 PAGES = ("/", "/study", "/trials", "/hardware", "/recommendation")
+VIOLET = {"light": "122,79,163", "dark": "189,155,224"}
+"""Of the law, in palette.css."""
+FACTS = (Path(__file__).parent / "page_facts.js").read_text()
+IS_PAINTED_IN = """([wanted, unwanted]) => {
+  const canvas = document.querySelector("#figure-loss-x canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const found = new Set();
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) found.add(data.slice(i, i + 3).join());
+  return found.has(wanted) && !found.has(unwanted);
+}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A page as it was drawn: what page_facts.js tells of it, and what the browser complained of."""
+
+    path: str
+    facts: dict[str, list]
+    complaints: list[str]
 
 
 def trial_ids(visit, phase: str) -> list[str]:
@@ -15,50 +36,80 @@ def trial_ids(visit, phase: str) -> list[str]:
 
 
 def draw_everything(visit) -> None:
-    """Scroll through the page, so that figures come into view, and wait for them."""
-    height = visit.page.evaluate("document.documentElement.scrollHeight")
-    for top in range(0, height, 700):
-        visit.page.evaluate(f"scrollTo(0, {top})")
-        visit.page.wait_for_timeout(20)
-    for place in visit.page.query_selector_all(".figure-place"):
-        place.wait_for_selector("figure, .missing", state="attached")
+    """Bring every figure into view and wait until it is there, or says why not."""
+    for place in range(visit.page.locator(".figure-place").count()):
+        visit.page.evaluate("place => document.querySelectorAll('.figure-place')[place].scrollIntoView()", place)
+        visit.page.wait_for_function(
+            "place => document.querySelectorAll('.figure-place')[place].firstElementChild", arg=place
+        )
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (480, "dark")])
-def test_every_page_is_drawn_without_complaint_and_fits_its_width(visit, dashboard: str, width: int, theme: str):
-    opened = visit(dashboard, width=width, theme=theme)
+@pytest.fixture(scope="module", params=[(1280, "light"), (480, "dark")], ids=["1280-light", "480-dark"])
+def seen(request: pytest.FixtureRequest, visits, dashboard: str) -> list[Seen]:
+    """Every page, at one width and in one theme."""
+    width, theme = request.param
+    opened = visits(dashboard, width=width, theme=theme)
     trials = [f"/trials/{trial_ids(opened, phase)[0]}" for phase in ("train", "bench")]
+    pages = []
     for path in (*PAGES, *trials):
         opened.go(path)
         draw_everything(opened)
-        overflow = opened.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert overflow <= 0, path
-        assert opened.page.locator("main h1").inner_text(), path
-        assert opened.everything() == [], path
+        pages.append(Seen(path=path, facts=opened.page.evaluate(FACTS), complaints=opened.everything()))
+    return pages
+
+
+def test_every_page_is_drawn_without_complaint_and_fits_its_width(seen: list[Seen]):
+    for page in seen:
+        assert page.complaints == [], page.path
+        assert page.facts["overflow"] == [], page.path
+
+
+def test_every_page_has_one_title_and_headings_in_order(seen: list[Seen]):
+    for page in seen:
+        levels = page.facts["headings"]
+        assert levels[0] == 1, page.path
+        assert levels.count(1) == 1, page.path
+        assert all(after <= before + 1 for before, after in pairwise(levels)), page.path
+
+
+def test_text_stands_out_from_what_is_behind_it_as_wcag_aa_asks(seen: list[Seen]):
+    for page in seen:
+        assert page.facts["faint"] == [], page.path
+
+
+def test_every_control_has_a_name(seen: list[Seen]):
+    for page in seen:
+        assert page.facts["unnamed"] == [], page.path
+
+
+def test_figures_stand_in_full_rows(seen: list[Seen]):
+    for page in seen:
+        assert page.facts["holes"] == [], page.path
 
 
 def test_figures_are_painted_in_the_colours_of_the_theme(visit, dashboard: str):
     opened = visit(dashboard)
     opened.go("/study")
     opened.page.wait_for_selector("#figure-loss-x canvas")
-    violet = {"light": "122,79,163", "dark": "189,155,224"}  # of the law, in palette.css
-    seen = {}
-    for theme in ("light", "dark"):
-        opened.page.emulate_media(color_scheme=theme)
-        seen[theme] = opened.page.evaluate(
-            """async () => {
-              await new Promise((painted) => setTimeout(painted, 1000));
-              const canvas = document.querySelector("#figure-loss-x canvas");
-              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-              const found = new Set();
-              for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) found.add(data.slice(i, i + 3).join());
-              return [...found];
-            }"""
-        )
-    assert len(seen["light"]) > 10
-    assert violet["light"] in seen["light"]
-    assert violet["dark"] in seen["dark"]
-    assert violet["light"] not in seen["dark"]
+    opened.page.wait_for_function(IS_PAINTED_IN, arg=[VIOLET["light"], VIOLET["dark"]])
+    opened.page.emulate_media(color_scheme="dark")
+    opened.page.wait_for_function(IS_PAINTED_IN, arg=[VIOLET["dark"], VIOLET["light"]])
+
+
+def test_what_is_printed_has_every_figure_in_light_colours(visit, dashboard: str):
+    opened = visit(dashboard, theme="dark")
+    opened.page.add_init_script("window.print = () => { window.printed = true; };")  # its dialogue would wait for ever
+    opened.go("/study")
+    opened.page.wait_for_selector("#figure-loss-x canvas")
+    opened.page.wait_for_function(IS_PAINTED_IN, arg=[VIOLET["dark"], VIOLET["light"]])
+    opened.page.keyboard.press("Control+p")
+    opened.page.wait_for_function("window.printed")
+    places = opened.page.locator(".figure-place")
+    assert places.count() == opened.page.locator(".figure-place > figure").count() > 8
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    opened.page.wait_for_function(IS_PAINTED_IN, arg=[VIOLET["light"], VIOLET["dark"]])
+    opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    opened.page.wait_for_function(IS_PAINTED_IN, arg=[VIOLET["dark"], VIOLET["light"]])
 
 
 def test_a_figure_tells_its_points_to_keys_and_as_a_table(visit, dashboard: str):
@@ -120,6 +171,8 @@ def test_keys_alone_lead_to_every_page(visit, dashboard: str):
     for _ in range(6):
         opened.page.keyboard.press("Tab")
         visited.append(opened.page.evaluate("document.activeElement.textContent"))
+        outline = opened.page.evaluate("getComputedStyle(document.activeElement).outline")
+        assert "solid 2px" in outline, visited
     assert visited[1:] == ["Overview", "Study", "Trials", "Hardware", "Recommendation"]
     opened.page.keyboard.press("Enter")
     opened.page.wait_for_selector(".page-recommendation h1")
