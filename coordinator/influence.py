@@ -77,7 +77,8 @@ def influences(record: RunRecord, watched: Sequence[Watched]) -> list[Influence]
         return []
     runs = _fitted_runs(record, fit)
     points = ShapePoints.from_observations(runs)
-    whole = [one.value(_refit(points)) for one in watched]
+    of_all = _refit(points)
+    whole = [one.value(of_all) for one in watched]
     chosen = np.argsort(-cooks_distances(points), kind="stable")[:MAX_REFITS]
     found = []
     for left_out in chosen:

@@ -72,7 +72,7 @@ def _caption(record: RunRecord, watched: Sequence[Watched], found: Sequence[Infl
         "estimates, has no interval of its own."
     ]
     for place, one in enumerate(watched):
-        lost = [run.run.architecture.label for run in found if run.shifts[place] is None]
+        lost = dict.fromkeys(run.run.architecture.label for run in found if run.shifts[place] is None)
         if lost:
             words.append(f"Without {' or '.join(lost)} the other runs tell no {one.name}.")
     return " ".join(words)
