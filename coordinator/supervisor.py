@@ -1,6 +1,6 @@
 """Supervisor: what the coordinator tells systemd of itself, where systemd has started it (sd_notify).
 
-    READY=1      the run is taken up: a unit of Type=notify counts as started
+    READY=1      the run is taken up, at the latest when the loop first turns: a unit of Type=notify counts as started
     WATCHDOG=1   the loop turns: without it for WatchdogSec the unit is killed and started again
     STOPPING=1   the loop has ended
 
@@ -25,6 +25,7 @@ class Supervisor:
     address: str | None
     """Of a datagram socket: a path, or a name after @ in Linux' abstract space."""
     monotonic: Callable[[], float] = time.monotonic
+    _is_ready: bool = False
     _told: float = float("-inf")
 
     @classmethod
@@ -33,11 +34,14 @@ class Supervisor:
         return cls(os.environ.pop("NOTIFY_SOCKET", None))
 
     def ready(self) -> None:
-        """The run is taken up."""
-        self._tell("READY=1")
+        """The run is taken up; told once."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._tell("READY=1")
 
     def alive(self) -> None:
-        """The loop turns; told now and then."""
+        """The loop turns; told now and then. Who lives is ready."""
+        self.ready()
         if self.monotonic() - self._told >= EVERY_SECONDS:
             self._told = self.monotonic()
             self._tell("WATCHDOG=1")

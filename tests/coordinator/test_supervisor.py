@@ -26,6 +26,17 @@ def test_the_socket_is_told_how_the_run_is(tmp_path: Path, kind: str) -> None:
             listener.recv(100)
 
 
+def test_the_first_turn_of_the_loop_is_when_it_is_ready_at_the_latest(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(10)
+        supervisor = Supervisor(str(tmp_path / "notify"), monotonic=lambda: 0.0)
+        supervisor.alive()
+        supervisor.ready()
+        supervisor.stopping()
+        assert [listener.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"STOPPING=1"]
+
+
 def test_children_do_not_speak_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/somewhere")
     assert Supervisor.of_environment().address == "/run/somewhere"
