@@ -50,7 +50,7 @@ HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without any, browsers say of our own forms that they come from nowhere
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
@@ -233,10 +233,16 @@ def _head_bytes(scope: Scope) -> int:
 
 
 def _is_own_form(headers: Headers, access: Access) -> bool:
-    """Browsers name the origin of every form, programs do not. A proxy may have put another host in its place."""
+    """Browsers name the origin of every form, programs do not. A proxy may have put another host in its place.
+
+    Under some policies of a proxy the origin is "null", of our own forms and of others': then the site decides, which
+    browsers tell and no page can set.
+    """
     origin = headers.get("origin")
     if origin is None:
         return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+    if origin == "null":
+        return headers.get("sec-fetch-site") == "same-origin"
     netloc = origin.partition("://")[2].lower()
     return netloc == headers.get("host", "").lower() or (access.is_behind_proxy and host_of(netloc) in access.names)
 

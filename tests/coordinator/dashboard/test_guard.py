@@ -196,6 +196,10 @@ def test_a_probe_comes_by_any_name(guarded: Guarded) -> None:
         ({"Origin": "http://localhost:3000"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "none"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
@@ -224,6 +228,10 @@ def test_every_answer_carries_the_headers(guarded: Guarded, path: str, code: int
     assert answer.status_code == (401 if asks and not path.startswith("/static") else code)
     assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
     assert "server" not in answer.headers
+
+
+def test_other_sites_are_told_nothing_and_our_own_where_a_form_comes_from() -> None:
+    assert HEADERS["referrer-policy"] == "same-origin"  # with "no-referrer" Chromium sends `Origin: null`
 
 
 def test_nothing_is_taken_from_elsewhere_or_run_inline() -> None:
