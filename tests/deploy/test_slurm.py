@@ -59,56 +59,6 @@ PartitionName=main Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP
 """
 GRES_CONF = "NodeName=n[2-3] Name=gpu File=/dev/zero\n"
 
-# Passes through every stage.
-STUDY = """
-schema_version = 1
-name = "batch"
-[corpus]
-source = "{text}"
-vocab_size = 300
-num_eval_windows = 16
-[space]
-num_hidden_layers = 2
-head_dim = 16
-query_group_size = 2
-hidden_multiple_of = 4
-intermediate_multiple_of = 4
-x_min = 0.12
-x_max = 0.5
-tolerance = 0.05
-[training]
-sequence_length = 64
-batch_tokens = 512
-[[reference]]
-num_parameters = 25e3
-tokens_per_parameter = 0.5
-[fit]
-num_parameters = 25e3
-tokens_per_parameter = 1
-num_space_shapes = 6
-num_centre_replicates = 1
-num_rounds = 1
-num_runs_per_round = 1
-[target]
-num_parameters = 40e3
-tokens_per_parameter = 0.5
-num_validation_seeds = 1
-[serving]
-num_candidates = 1
-num_repeats = 3
-min_window_seconds = 0.1
-[serving.recipe]
-engine = "fake"
-dtype = "float32"
-[serving.workload]
-batch_size = 4
-input_tokens = 8
-output_tokens = 8
-[budget]
-wall_minutes = 30
-checkpoint_every_seconds = 0.5
-"""
-
 
 def test_the_scripts_are_clean_shell() -> None:
     shellcheck = shutil.which("shellcheck", path=f"{sys.prefix}/bin:{os.environ['PATH']}")
@@ -215,14 +165,11 @@ def ready(slurm: Slurm) -> bool:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, small_study: Callable[[Path], str]) -> Path:
     """The folder that all nodes share, with a study on this project's own source."""
-    home, text = tmp_path / "home", tmp_path / "text"
+    home = tmp_path / "home"
     home.mkdir()
-    text.mkdir()
-    for number, source in enumerate(sorted(ROOT.glob("scaling/*.py"))):
-        (text / f"{number}.txt").write_text(source.read_text())
-    (home / "study.toml").write_text(STUDY.format(text=text))
+    (home / "study.toml").write_text(small_study(home))
     return home
 
 

@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -21,7 +22,9 @@ import pytest
 
 from coordinator.cli import main
 from coordinator.fleet.actor import DRAIN_VARIABLE
-from coordinator.store import Store
+from coordinator.history import check_history, history_of
+from coordinator.runs import list_runs
+from coordinator.store import Store, StoreReader
 from coordinator.study import read_study
 from coordinator.supervisor import EVERY_SECONDS
 
@@ -258,3 +261,111 @@ def test_a_coordinator_tells_systemd_that_it_is_ready_lives_and_ends(tmp_path: P
             process.kill()
             said = process.communicate()[0]
     assert "is finished" in said
+
+
+# A real systemd
+
+PREPARE = """
+systemd-sysusers /opt/source/deploy/systemd/sysusers.conf
+rm -rf /etc/archfleet
+install -d -o archfleet -g archfleet -m 0750 /etc/archfleet
+(umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >/etc/archfleet/ray-token)
+install -o archfleet -m 0640 /opt/given/study.toml /etc/archfleet/study.toml
+sed 's/192.0.2.10/127.0.0.1/' /opt/source/deploy/systemd/archfleet.env >/etc/archfleet/archfleet.env
+printf 'ARCHFLEET_AGENT_OPTIONS=--num-cpus=1\\nARCHFLEET_SECONDS_TO_DRAIN=10\\n' >/etc/archfleet/agent-cpu.env
+setpriv --reuid=archfleet --regid=archfleet --clear-groups \\
+    /opt/archfleet/bin/archfleet token create ada --tokens /etc/archfleet/tokens.toml
+"""
+PLAY = """
+archfleet="setpriv --reuid=archfleet --regid=archfleet --clear-groups /opt/archfleet/bin/archfleet"
+is() { [[ $(systemctl show --property="$2" --value "$1") == "$3" ]]; }
+has() { $archfleet status --runs /var/lib/archfleet/runs --json 2>/dev/null | grep "$1" >/dev/null; }
+until_true() {
+    for ((second = 0; second < 240; second++)); do "$@" && return; sleep 1; done
+    echo "never: $*" && return 1
+}
+
+systemctl start archfleet-coordinator
+systemctl start archfleet-agent@cpu
+until_true has '"succeeded": [1-9]'
+systemctl stop archfleet-agent@cpu
+is archfleet-agent@cpu Result success
+systemctl start archfleet-agent@cpu
+kill -KILL "$(systemctl show --property=MainPID --value archfleet-coordinator)"
+until_true is archfleet-coordinator NRestarts 1
+until_true is archfleet-coordinator ActiveState active
+systemctl start archfleet-backup
+until_true has '"state": "finished"'
+systemctl stop archfleet-coordinator
+is archfleet-coordinator Result success
+systemctl stop archfleet-agent@cpu archfleet-head
+[[ -z $(systemctl list-units --failed --no-legend) ]]
+cp -R /var/lib/archfleet/runs /opt/given/runs
+"""
+
+
+@pytest.mark.fleet
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "ARCHFLEET_SYSTEMD" not in os.environ, reason="minutes under a systemd of its own; ARCHFLEET_SYSTEMD=1 asks for it"
+)
+def test_a_study_runs_under_systemd_though_its_agents_are_stopped_and_its_coordinator_is_killed(
+    tmp_path: Path, small_study: Callable[..., str]
+) -> None:
+    needs("systemd-sysusers", "systemd")
+    needs("unshare", "util-linux")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: namespaces and mounts")
+    given, work = tmp_path / "given", tmp_path / "work"
+    work.mkdir()
+    given.mkdir()
+    given.chmod(0o755)
+    (given / "prepare").write_text(PREPARE)
+    (given / "play").write_text(PLAY)
+    (given / "study.toml").write_text(small_study(given, seen="/opt/given"))
+    own = ("--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc", "--net")
+    with group_of_its_own() as join, (given / "said").open("w") as said:
+        machine = subprocess.Popen(
+            ["unshare", *own, "bash", ROOT / "tests/deploy/machine.sh", work, ROOT, sys.executable, given],
+            stdout=said,
+            stderr=said,
+            preexec_fn=join,
+        )
+        try:
+            ends = time.monotonic() + 400
+            while machine.poll() is None and not (given / "played").exists() and time.monotonic() < ends:
+                time.sleep(0.5)
+        finally:
+            machine.kill()
+            machine.wait()
+    told = "\n".join((given / name).read_text() for name in ("log", "said") if (given / name).exists())
+    assert (given / "played").exists(), told
+    assert (given / "played").read_text() == "0\n", told
+    (run,) = list_runs(given / "runs")
+    with StoreReader.open(run) as store:
+        assert store.meta("state") == "finished"
+        verdict = check_history(history_of(store))
+    assert verdict.kept, verdict.sentence()
+    assert list((run / "backups").iterdir())
+    assert re.search(rf"gets no new work: {DRAIN_VARIABLE} \S+ exists", told)
+
+
+@contextmanager
+def group_of_its_own() -> Iterator[Callable[[], None]]:
+    """A control group for a machine, and what its first process is to call: systemd makes those of units below it."""
+    places = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+    unified = next((place for place in places if (place / "cgroup.procs").exists()), None)
+    if unified is None:
+        pytest.skip("needs control groups of version 2")
+    group = unified / f"archfleet-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        yield lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
+    finally:
+        for _ in range(50):  # its processes end one after the other
+            with suppress(OSError):
+                for folder in sorted(group.rglob("*/"), reverse=True):
+                    folder.rmdir()
+                group.rmdir()
+                break
+            time.sleep(0.2)
