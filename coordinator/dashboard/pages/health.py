@@ -18,6 +18,7 @@ SKEW_SECONDS = 2.0
 CANARY_DEVIATION = 0.05
 HELDOUT_ERROR = 0.05
 BUDGET_SHARE = 0.9
+OVERRUN_SHARE = 0.1
 FAILED_SHARE, MIN_ENDED = 0.3, 5
 INVALID_SHARE = 0.2
 BACKUP_SECONDS = 86_400.0
@@ -61,6 +62,8 @@ class HealthFacts:
     granted_seconds: float | None
     wall_seconds: float | None
     granted_wall_seconds: float
+    wall_seconds_left: float | None
+    """To the end, as predicted; None where that is not known."""
     store_bytes: int
     free_bytes: int
     least_free_bytes: float
@@ -174,15 +177,22 @@ def _budget(facts: HealthFacts) -> HealthLine:
     if facts.granted_seconds is not None:
         share = facts.spent_seconds / facts.granted_seconds if facts.granted_seconds else 1.0
         sentence = f"{share:.0%} of {facts.granted_seconds / 3600:.3g} accelerator-hours are spent."
-    elif facts.wall_seconds is not None:
-        share = facts.wall_seconds / facts.granted_wall_seconds
-        sentence = f"{duration(facts.wall_seconds)} of {duration(facts.granted_wall_seconds)} wall time are gone."
-    else:
+        if share <= BUDGET_SHARE or facts.state == "finished":
+            return HealthLine(name=name, level="ok", sentence=sentence)
+        what = "It ends on its own; raise budget.accelerator_hours in the study file to let it go on."
+        return HealthLine(name=name, level="warning", sentence=sentence, what_to_do=what)
+    if facts.wall_seconds is None:
         return HealthLine(name=name, level="unknown", sentence="Nothing has been spent yet.")
-    if share <= BUDGET_SHARE or facts.state == "finished":
-        return HealthLine(name=name, level="ok", sentence=sentence)
-    what = "It ends on its own; raise budget.accelerator_hours in the study file to let it go on."
-    return HealthLine(name=name, level="warning", sentence=sentence, what_to_do=what)
+    sentence = f"{duration(facts.wall_seconds)} of {duration(facts.granted_wall_seconds)} wall time are gone"
+    over = facts.wall_seconds + (facts.wall_seconds_left or 0.0) - facts.granted_wall_seconds
+    if facts.state != "running" or over <= OVERRUN_SHARE * facts.granted_wall_seconds:
+        return HealthLine(name=name, level="ok", sentence=f"{sentence}.")
+    left = "" if facts.wall_seconds_left is None else f", about {duration(facts.wall_seconds_left)} are left"
+    what = (
+        "Later rounds and checks are made smaller; what is planned is finished. Keep other work off these machines, or "
+        "give the next study more budget.wall_minutes."
+    )
+    return HealthLine(name=name, level="warning", sentence=f"{sentence}{left}.", what_to_do=what)
 
 
 def _canaries(facts: HealthFacts) -> HealthLine:
@@ -211,6 +221,9 @@ def _law(facts: HealthFacts) -> HealthLine:
         return HealthLine(
             name=name, level="warning", sentence=sentence, what_to_do="Do not trust what it extrapolates."
         )
+    if facts.law and facts.state == "running":
+        sentence = f"{facts.law[:-1]} yet; the runs that would tell most are planned next."
+        return HealthLine(name=name, level="unknown", sentence=sentence)
     if facts.law:
         return HealthLine(name=name, level="warning", sentence=facts.law, what_to_do="See the study page.")
     error = "" if facts.heldout_error is None else f"; it met the held-out losses to {facts.heldout_error:.2%}"

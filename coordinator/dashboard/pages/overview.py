@@ -61,7 +61,9 @@ class Budget(Value):
     spent_seconds: float
     """Open leases included."""
     failed_seconds: float
-    """Of those, what failed and interrupted attempts took."""
+    """Of those, what failed attempts took."""
+    interrupted_seconds: float
+    """Of those, what attempts took that were stopped with the run; a training goes on from its checkpoint."""
     granted_seconds: float | None
     """Null where only the wall clock limits the study."""
     wall_seconds: float | None
@@ -281,7 +283,8 @@ def _budget(
     wall, scale, granted = store.meta("wall_seconds"), store.meta("token_scale"), store.meta("granted_seconds")
     return Budget(
         spent_seconds=sum(one.spent_seconds for one in ended) + sum(seconds for _, _, seconds in open_leases),
-        failed_seconds=sum(one.spent_seconds for one in ended if one.outcome != "succeeded"),
+        failed_seconds=sum(one.spent_seconds for one in failure_counts(ended)),
+        interrupted_seconds=sum(one.spent_seconds for one in ended if one.outcome == "interrupted"),
         granted_seconds=float(granted) if granted else None,
         wall_seconds=None if wall is None else float(wall),
         granted_wall_seconds=60 * study.budget.wall_minutes,
@@ -428,6 +431,7 @@ def _facts(
         granted_seconds=budget.granted_seconds,
         wall_seconds=budget.wall_seconds,
         granted_wall_seconds=budget.granted_wall_seconds,
+        wall_seconds_left=budget.seconds_left.value,
         store_bytes=sum(file.stat().st_size for file in files if file.is_file()),
         free_bytes=store.free_bytes(),
         least_free_bytes=1e9 * study.budget.min_free_disk_gigabytes,

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { h } from "../dom.js";
 import { lineOf } from "../events.js";
 import { FigureGroup } from "../figures.js";
-import { capital, count, duration, percent, plural, words } from "../format.js";
+import { byName, capital, count, duration, percent, plural, words } from "../format.js";
 import { card, facts, levelIcon, meter, missing, pageHead, shares, Slots, table, time, trialLink } from "../parts.js";
 
 const MAX_EVENTS = 40;
@@ -31,8 +31,8 @@ export async function mount(root, { told, open }) {
     slots.show("fleet", [page.fleet, agentsShown(page), page.num_lost_agents], () => fleet(page), middle.querySelector(".stack"));
     slots.show("stages", page.stages, () => stages(page), middle.querySelector(".stack"));
     slots.show("failures", [page.failures, page.num_refused_reports], () => failures(page), middle.querySelector(".stack"));
-    slots.show("figures", "", () => figures.element, middle.querySelector(".stack"));
     slots.show("events", page.newest, () => events(page), middle);
+    slots.show("figures", "", () => figures.element);
   }
 
   async function refresh() {
@@ -128,7 +128,7 @@ function health(page) {
 }
 
 function budget(page) {
-  const { spent_seconds: spent, granted_seconds: granted, failed_seconds: failed, wall_seconds: wall, granted_wall_seconds: wallGranted } = page.budget;
+  const { spent_seconds: spent, granted_seconds: granted, failed_seconds: failed, interrupted_seconds: interrupted, wall_seconds: wall, granted_wall_seconds: wallGranted } = page.budget;
   const tone = (share) => (page.state !== "running" || share < 0.9 ? "accent" : share > 1.1 ? "bad" : "baseline");
   return card("Budget", [
     h("div.budget-row", [
@@ -141,6 +141,7 @@ function budget(page) {
     ]),
     facts([
       { name: "lost to failures", value: spent > 0 ? `${duration(failed)} (${percent(failed / spent)})` : duration(failed) },
+      ...(interrupted > 0 ? [{ name: "interrupted with the run", value: duration(interrupted) }] : []),
       { name: "share of wanted tokens", value: page.budget.token_scale === null ? "" : percent(page.budget.token_scale), note: page.budget.token_scale === null ? "not measured yet" : "" },
     ]),
     page.state === "running" && page.budget.seconds_left.text === "" ? h("p.note", `Time left: ${page.budget.seconds_left.note}.`) : null,
@@ -165,7 +166,7 @@ function fleet(page) {
   if (!page.fleet.length) return card("Fleet", missing("No agent has joined yet."));
   return h("section.card", [
     h("h2.card-title", "Fleet"),
-    page.fleet.map((kind) => hardware(kind, page.agents.filter((agent) => agent.hardware === kind.hardware))),
+    page.fleet.map((kind) => hardware(kind, page.agents.filter((agent) => agent.hardware === kind.hardware).sort(byName))),
     page.num_lost_agents ? h("p.note", `${plural(page.num_lost_agents, "agent")} lost since the run began; the newest are shown.`) : null,
   ]);
 }
@@ -208,7 +209,7 @@ function stages(page) {
         h("li", [
           h("a", { href: `/trials?query=${encodeURIComponent(stage.stage)}` }, words(stage.stage)),
           meter(stage.num_trials ? stage.num_ended / stage.num_trials : 0, { label: `${stage.stage} ended`, tone: stage.num_ended === stage.num_trials ? "good" : "running" }),
-          h("span.n", `${stage.num_ended} / ${stage.num_trials}`),
+          h("span.n", `${count(stage.num_ended)} / ${count(stage.num_trials)}`),
         ]),
       ),
     ),

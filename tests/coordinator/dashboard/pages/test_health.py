@@ -34,6 +34,7 @@ WELL = HealthFacts(
     granted_seconds=1000.0,
     wall_seconds=60.0,
     granted_wall_seconds=600.0,
+    wall_seconds_left=300.0,
     store_bytes=10**6,
     free_bytes=10**11,
     least_free_bytes=2e9,
@@ -72,7 +73,9 @@ def test_a_run_that_is_well_is_ok_in_every_line() -> None:
         ("Budget", "warning", {"spent_seconds": 950.0}),
         ("Canaries", "warning", {"canary_deviations": {"a": -0.051}}),
         ("Law", "warning", {"heldout_error": 0.06}),
-        ("Law", "warning", {"law": "The newest fit has no optimum x*."}),
+        ("Budget", "warning", {"granted_seconds": None, "wall_seconds": 400.0, "wall_seconds_left": 261.0}),
+        ("Budget", "warning", {"granted_seconds": None, "wall_seconds": 661.0, "wall_seconds_left": None}),
+        ("Law", "warning", {"law": "The newest fit has no optimum x*.", "state": "finished"}),
         ("Store", "problem", {"free_bytes": 10**9}),
         ("Store", "warning", {"num_store_errors": 1}),
         ("Backup", "warning", {"backup_unix": NOW - 86_401}),
@@ -91,6 +94,17 @@ def test_what_nobody_has_looked_at_yet_is_unknown_and_leaves_the_run_well() -> N
     facts = replace(WELL, canary_deviations={}, num_fits=0, num_attempts=0, num_failed=0)
     assert {line(facts, name).level for name in ("Canaries", "Law", "Trials")} == {"unknown"}
     assert worst(judge(facts)) == "ok"
+
+
+def test_a_law_without_an_optimum_is_no_alarm_while_runs_are_planned() -> None:
+    told = line(replace(WELL, law="The newest fit has no optimum x*."), "Law")
+    assert (told.level, told.sentence[:37]) == ("unknown", "The newest fit has no optimum x* yet;")
+
+
+def test_a_study_that_will_be_a_little_late_is_no_alarm() -> None:
+    assert (
+        line(replace(WELL, granted_seconds=None, wall_seconds=400.0, wall_seconds_left=259.0), "Budget").level == "ok"
+    )
 
 
 def test_a_finished_run_asks_nothing_of_agents_loop_or_backup() -> None:
