@@ -6,6 +6,7 @@ from types import MappingProxyType
 from coordinator.recommendation import HardwareAnswer
 from coordinator.speedup import Speedup
 from scaling.architecture import Architecture
+from scaling.quantity import Measured
 from scaling.recommend import Verdict
 
 LOSS_WORDS: Mapping[Verdict | None, str] = MappingProxyType(
@@ -44,3 +45,23 @@ def verdict_words(answer: HardwareAnswer, baseline: Architecture, found: Speedup
         yield "failed its check: keep the baseline"
     yield LOSS_WORDS[answer.measured_verdict]
     yield SPEED_WORDS[found.verdict]
+
+
+def why_panda(answer: HardwareAnswer, baseline: Architecture, found: Speedup) -> str:
+    """Why the most accurate shape is proposed and not the fastest safe one, and what that costs; empty elsewhere."""
+    if answer.role != "panda" or not answer.stands or answer.recommended == baseline:
+        return ""
+    speeds = {
+        "faster": "it is faster than the baseline too",
+        "slower": "it is slower than the baseline",
+        "a tie": "its speed and the baseline's are a tie",
+        "not compared": "its speed was not compared with the baseline's",
+    }
+    speed = speeds[found.verdict]
+    if isinstance(found.ratio, Measured):
+        speed += f" ({found.ratio.value:.2f} times its output tokens/s)"
+    advice = " Where speed matters more than loss, keep the baseline." if found.verdict == "slower" else ""
+    return (
+        "No Surefire: nothing that was measured is faster than the baseline and sure enough to keep its loss. So the "
+        f"shape with the lowest loss is proposed; {speed}.{advice}"
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from coordinator.answer_words import headline, verdict_words
+from coordinator.answer_words import headline, verdict_words, why_panda
 from coordinator.extra_run import ExtraRun, extra_run_of
 from coordinator.figures.formats import count
 from coordinator.figures.origin import kind_of_losses, kind_of_rates
@@ -49,6 +49,8 @@ class AnswerCards(Value):
     dtype: str
     headline: str
     """What to build, in a few words."""
+    why_panda: str
+    """Why the most accurate shape and not the fastest safe one; empty where the latter is proposed."""
     sentence: str
     verdicts: tuple[str, ...]
     """The answer in a few words."""
@@ -82,6 +84,7 @@ def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAn
         engine=answer.engine,
         dtype=answer.dtype,
         headline=headline(answer, recommendation.baseline),
+        why_panda=why_panda(answer, recommendation.baseline, found),
         sentence=answer.sentence(),
         verdicts=tuple(verdict_words(answer, recommendation.baseline, found)),
         standing=proposal(answer),

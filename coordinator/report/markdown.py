@@ -47,6 +47,8 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _answer(cards: AnswerCards) -> Iterator[str]:
     yield from (f"## {cards.hardware}: {cards.headline}", "", f"{cards.sentence}.", "")
+    if cards.why_panda:
+        yield from (cards.why_panda, "")
     yield from _table(("", ""), cards.shape_facts)
     rows = [row for card in (cards.loss, cards.throughput) for row in _card_rows(card, cards)]
     yield from _table(("measure", "of", "value", "unit", "interval", "kind", "note"), rows)

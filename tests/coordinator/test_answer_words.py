@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.answer_words import headline, verdict_words
+from coordinator.answer_words import headline, verdict_words, why_panda
 from coordinator.recommendation import HardwareAnswer
 from coordinator.record import RunRecord, read_record
 from coordinator.speedup import Speedup
 from scaling.architecture import Architecture
-from scaling.quantity import NotMeasured
+from scaling.quantity import Measured, NotMeasured
 
 SLOWER = Speedup(ratio=NotMeasured(reason="not asked for here"), verdict="slower")
 
@@ -56,3 +56,23 @@ def test_the_baseline_itself_is_not_compared(answer: HardwareAnswer, baseline: A
     same = answer.model_copy(update={"recommended": baseline})
     assert headline(same, baseline) == f"The baseline itself, {baseline.label}"
     assert list(verdict_words(same, baseline, SLOWER)) == ["the baseline itself"]
+
+
+def test_panda_says_why_it_is_not_the_fastest_and_what_that_costs(
+    answer: HardwareAnswer, baseline: Architecture
+) -> None:
+    slower = Speedup(
+        ratio=Measured(value=0.87, unit="×", num_samples=6, no_interval_because="not asked for here"), verdict="slower"
+    )
+    words = why_panda(answer, baseline, slower)
+    assert words.startswith("No Surefire: nothing that was measured is faster")
+    assert "it is slower than the baseline (0.87 times its output tokens/s)" in words
+    assert words.endswith("keep the baseline.")
+    assert "not compared" in why_panda(answer, baseline, Speedup(ratio=SLOWER.ratio, verdict="not compared"))
+
+
+@pytest.mark.parametrize("change", [{"role": "surefire"}, {"measured_verdict": "worse"}])
+def test_only_a_panda_that_stands_needs_that_explanation(
+    answer: HardwareAnswer, baseline: Architecture, change: dict[str, str]
+) -> None:
+    assert why_panda(answer.model_copy(update=change), baseline, SLOWER) == ""

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from coordinator.analysis import Analysis
+from coordinator.answer_words import LOSS_WORDS, SPEED_WORDS, headline, verdict_words, why_panda
 from coordinator.budget import Speed
 from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of
 from coordinator.dashboard.pages.study import FigureEntry, figure_entry, heldout_error, read_caveats
@@ -22,19 +23,6 @@ from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.quantity import Measured, NotMeasured
 from scaling.recommend import RecommendedShape
-
-_LOSS_WORDS = {
-    "better": "lower loss than the baseline",
-    "tie": "a tie with the baseline in loss",
-    "worse": "higher loss than the baseline",
-    None: "loss not compared",
-}
-_SPEED_WORDS = {
-    "faster": "faster than the baseline",
-    "slower": "slower than the baseline",
-    "a tie": "a tie in speed",
-    "not compared": "speed not compared",
-}
 
 
 class Comparison(Value):
@@ -230,12 +218,12 @@ def _answers(
             role=answer.role,
             stands=answer.stands,
             is_baseline=answer.recommended == told.baseline,
-            headline=_headline(answer, told.baseline),
+            headline=headline(answer, told.baseline),
             recommended=shape_of(answer.recommended),
             baseline=shape_of(told.baseline),
             sentence=answer.sentence(),
-            verdicts=tuple(_verdicts(answer, told.baseline, ratio)),
-            why=tuple(_why(answer)),
+            verdicts=tuple(verdict_words(answer, told.baseline, ratio)),
+            why=tuple(_why(answer, told.baseline, ratio)),
             loss=_loss(answer, told, simulated=record.is_simulated),
             throughput=_throughput(answer, ratio, simulated=_is_rate_simulated(answer, record)),
             shapes=tuple(_shapes(answer, shapes, record)),
@@ -248,25 +236,9 @@ def _answers(
         )
 
 
-def _headline(answer: HardwareAnswer, baseline: Architecture) -> str:
-    if not answer.stands:
-        return f"Keep the baseline, {baseline.label}"
-    if answer.recommended == baseline:
-        return f"The baseline itself, {baseline.label}"
-    return f"{answer.role.capitalize()} {answer.recommended.label}"
-
-
-def _verdicts(answer: HardwareAnswer, baseline: Architecture, ratio: Speedup) -> Iterator[str]:
-    if answer.recommended == baseline:
-        yield "the baseline itself"
-        return
-    if not answer.stands:
-        yield "failed its check: keep the baseline"
-    yield _LOSS_WORDS[answer.measured_verdict]
-    yield _SPEED_WORDS[ratio.verdict]
-
-
-def _why(answer: HardwareAnswer) -> Iterator[str]:
+def _why(answer: HardwareAnswer, baseline: Architecture, ratio: Speedup) -> Iterator[str]:
+    if words := why_panda(answer, baseline, ratio):
+        yield words
     if not answer.stands:
         yield (
             f"{answer.recommended.label} was proposed by the law and trained at the target, where its loss came out "
@@ -288,7 +260,7 @@ def _loss(answer: HardwareAnswer, told: Recommendation, *, simulated: bool) -> C
         baseline=of(by_shape.get(told.baseline, none)),
         comparison_name="difference",
         comparison=of(answer.loss_difference, signed=True),
-        verdict=_LOSS_WORDS[answer.measured_verdict],
+        verdict=LOSS_WORDS[answer.measured_verdict],
     )
 
 
@@ -300,7 +272,7 @@ def _throughput(answer: HardwareAnswer, ratio: Speedup, *, simulated: bool) -> C
         baseline=of(answer.baseline_throughput),
         comparison_name="ratio",
         comparison=of(ratio.ratio),
-        verdict=_SPEED_WORDS[ratio.verdict],
+        verdict=SPEED_WORDS[ratio.verdict],
     )
 
 
