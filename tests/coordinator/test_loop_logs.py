@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.fleet.base import FleetEvent, Reported
 from coordinator.fleet.simulated import SimulatedFleet, VirtualClock
-from coordinator.logs import FOLDER, read_log
+from coordinator.logs import FOLDER, read_logs
 from coordinator.loop import Coordinator
 from coordinator.plan import Plan
 from coordinator.planner import StudyState
@@ -89,13 +89,14 @@ def run_of(tmp_path: Path) -> Callable[[int], Store]:
 def test_every_attempt_has_its_log_up_to_its_end(run_of: Callable[[int], Store]) -> None:
     with run_of(10**12) as store:
         attempts = store.attempts()
-        kept = [read_log(store.run_directory, one.trial_id, one.epoch) for one in attempts]
-        names = {f"{one.trial_id}.{one.epoch}.log" for one in attempts}
-        found = {path.name for path in (store.run_directory / FOLDER).iterdir()}
+        kept = [read_logs(store.run_directory, one.trial_id) for one in attempts]
+        written = "".join(file.read_text() for file in (store.run_directory / FOLDER).iterdir())
 
     assert attempts
-    assert all(log is not None and log.text.splitlines()[-1] == "ended" for log in kept)
-    assert found == names  # neither of a trial that nobody planned nor of a lease that was never given
+    assert all(logs[one.epoch].text.splitlines()[-1] == "ended" for one, logs in zip(attempts, kept, strict=True))
+    assert {line.partition(" ")[0] for line in written.splitlines()} == {
+        f"{one.trial_id}.{one.epoch}" for one in attempts
+    }, "neither of a trial that nobody planned nor of a lease that was never given"
 
 
 def test_while_the_disk_is_nearly_full_no_log_is_written(run_of: Callable[[int], Store]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from coordinator.fleet.placement import PRETENDED_LABEL
-from coordinator.logs import read_log
+from coordinator.logs import read_logs
 from coordinator.record import read_record
 from coordinator.status import describe_status, read_status
 from coordinator.store import StoreReader
@@ -95,8 +95,8 @@ def test_a_mixed_cluster_ends_with_an_answer_for_each_kind_of_hardware(
 
     with StoreReader.open(directory) as store:
         attempts = store.attempts()
-    kept = [read_log(directory, one.trial_id, one.epoch) for one in attempts]
-    assert all(log is not None and "ended: " in log.text.splitlines()[-1] for log in kept)
+    kept = [read_logs(directory, one.trial_id)[one.epoch] for one in attempts]
+    assert all("ended: " in log.text.splitlines()[-1] for log in kept)
 
     report = (directory / "report.html").read_text()
     assert all(f"Serving throughput on {hardware}" in report for hardware in HARDWARE)

@@ -12,7 +12,7 @@ from coordinator.dashboard.reads import Ending, PageReader
 from coordinator.figures.figure import Figure
 from coordinator.figures.formats import NATS, plural
 from coordinator.forecast import describe
-from coordinator.logs import read_log
+from coordinator.logs import read_logs
 from coordinator.record import is_simulated
 from coordinator.store_rows import AttemptRow
 from hwprofiles.value import Value
@@ -248,10 +248,10 @@ def _failures(endings: Sequence[Ending]) -> Iterator[FailureReport]:
 
 
 def _logs(run_directory: Path, attempts: Sequence[AttemptRow]) -> Iterator[AttemptLog]:
+    kept = read_logs(run_directory, attempts[-1].trial_id) if attempts else {}
     for one in attempts[-MAX_LOGS:]:
-        kept = read_log(run_directory, one.trial_id, one.epoch)
-        if kept is not None:
-            yield AttemptLog(epoch=one.epoch, agent=one.agent, text=kept.text, is_whole=kept.is_whole)
+        if (log := kept.get(one.epoch)) is not None:
+            yield AttemptLog(epoch=one.epoch, agent=one.agent, text=log.text, is_whole=log.is_whole)
 
 
 def _why_no_log(attempts: Sequence[AttemptRow], *, simulated: bool) -> str:
