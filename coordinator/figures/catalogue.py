@@ -58,7 +58,7 @@ _ALWAYS = (
     Entry(name="fit-error", title="Error of the fit", page="study", make=fit_error),
     Entry(name="residuals", title="Residuals against the predicted loss", page="study", make=residuals),
     Entry(name="influence", title="Which runs move the answer most", page="study", make=influence, is_wide=True),
-    Entry(name="held-out", title="Held-out: predicted against measured loss", page="recommendation", make=held_out),
+    Entry(name="held-out", title="Held-out: prediction against outcome", page="recommendation", make=held_out),
 )
 
 

@@ -13,20 +13,21 @@ from scaling.quantity import Measured, Predicted
 
 Pair = tuple[HeldOutLoss, Predicted]
 
-_X = Axis(label="measured loss", unit=NATS)
 _Y = Axis(label="predicted loss", unit=NATS)
 
 
 def held_out(record: RunRecord) -> Figure:
     """One diamond a shape; on the diagonal the prediction equals the measurement."""
-    name, title = "held-out", "Held-out: predicted against measured loss"
+    name, title = "held-out", "Held-out: prediction against outcome"
+    kind = kind_of_losses(record)
+    x_axis = Axis(label=f"{kind} loss", unit=NATS)
     if record.recommendation is None:
-        return Figure(name=name, title=title, x=_X, y=_Y, reason=no_recommendation(record))
+        return Figure(name=name, title=title, x=x_axis, y=_Y, reason=no_recommendation(record))
     rows = record.recommendation.held_out
     pairs = [(row, row.predicted) for row in rows if isinstance(row.predicted, Predicted)]
     if not pairs:
-        reason = "no shape has both a predicted and a measured loss at the target; see the held-out check."
-        return Figure(name=name, title=title, x=_X, y=_Y, reason=reason)
+        reason = f"no shape has both a predicted and a {kind} loss at the target; see the held-out check."
+        return Figure(name=name, title=title, x=x_axis, y=_Y, reason=reason)
     # Both axes have the same limits, so that the diagonal is one.
     ends = [end for row, predicted in pairs for end in (*_ends(row.measured), *_ends(predicted))]
     margin = 0.08 * (max(ends) - min(ends)) or 0.01
@@ -34,15 +35,14 @@ def held_out(record: RunRecord) -> Figure:
     by_role: dict[Standing, list[Pair]] = defaultdict(list)
     for pair in pairs:
         by_role[standing(record, pair[0])].append(pair)
-    kind = kind_of_losses(record)
     return Figure(
         name=name,
         title=title,
         caption=_caption(record, num_pairs=len(pairs), num_refused=len(rows) - len(pairs)),
-        x=_X.model_copy(update=limits),
+        x=x_axis.model_copy(update=limits),
         y=_Y.model_copy(update=limits),
         series=tuple(one for role, some in by_role.items() for one in _role_series(role, some, kind)),
-        guides=(Guide(axis="diagonal", name="prediction equals measurement"),),
+        guides=(Guide(axis="diagonal", name="the prediction came true"),),
     )
 
 
@@ -82,14 +82,14 @@ def _role_series(role: Standing, pairs: list[Pair], kind: Kind) -> tuple[Series,
 
 def _caption(record: RunRecord, *, num_pairs: int, num_refused: int) -> str:
     assert record.recommendation is not None
-    error = record.recommendation.heldout_error_ratio
+    error, kind = record.recommendation.heldout_error_ratio, kind_of_losses(record)
     words = [
-        "Diagonal: prediction equals measurement. Horizontal bars: interval of the measured mean; vertical dashed "
+        "Diagonal: the prediction came true. Horizontal bars: interval of the mean over seeds; vertical dashed "
         "bars: interval of the predicted expectation."
     ]
     if error is not None:
         words.append(
-            f"Held-out error: median |predicted − measured| / measured = {error:.2%} over {plural(num_pairs, 'shape')}"
+            f"Held-out error: median |predicted − {kind}| / {kind} = {error:.2%} over {plural(num_pairs, 'shape')}"
             " (no interval: too few shapes)."
         )
     if num_refused:

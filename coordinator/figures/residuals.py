@@ -80,7 +80,7 @@ def _figure(
 ) -> Figure:
     """A series for each group of runs, named by its value."""
     x_axis, place = x
-    y_axis = Axis(label="measured − predicted loss", unit=NATS)
+    y_axis = Axis(label=f"{kind_of_losses(record)} − predicted loss", unit=NATS)
     found = _residuals(record, fit)
     if fit is None or not found:
         reason = "nothing was fitted yet." if fit is None else f"no law was fitted. {' '.join(fit.messages)}"

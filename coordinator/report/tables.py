@@ -220,8 +220,8 @@ def fit_facts(analysis: Analysis, heldout_error_ratio: float | None) -> list[Fac
     ]
 
 
-_ERROR_NOTE = "median |predicted − measured| / measured at the target; no interval: too few shapes"
-_NO_ERROR = "no shape has both a predicted and a measured loss at the target"
+_ERROR_NOTE = "median |prediction − outcome| / outcome at the target; no interval: too few shapes"
+_NO_ERROR = "no shape has both a prediction and a finished run at the target"
 _NOISE_NOTE = "from replicates that differ in the seed alone; no interval: few degrees of freedom"
 
 
@@ -254,7 +254,7 @@ def _lack_of_fit(p: float | None) -> str:
 
 
 def held_out_rows(record: RunRecord) -> list[HeldOutRow]:
-    """Predicted beside measured loss of every shape trained at the target."""
+    """Predicted loss beside the outcome of every shape trained at the target."""
     return [
         HeldOutRow(
             role=standing(record, row),

@@ -72,6 +72,8 @@ def test_points_of_runs_lead_to_their_trials(finished: RunRecord, every: dict[st
 def test_a_simulated_fleet_measures_nothing(finished: RunRecord) -> None:
     for one in figures_of(replace(finished, is_simulated=True)):
         assert "measured" not in {series.kind for series in one.series}, one.name
+        words = (one.title, one.x.label, one.y.label, *(named.name for named in (*one.series, *one.guides)))
+        assert not any("measured" in word for word in words), one.name
 
 
 def test_a_figure_is_json_that_gives_it_back(every: dict[str, Figure]) -> None:
