@@ -92,6 +92,11 @@ export function bytes(value) {
   return `${trimmed(value / 1024 ** step, 3)} ${units[step]}`;
 }
 
+/** Order of agents: a-2 before a-10. */
+export function byName(one, other) {
+  return one.agent.localeCompare(other.agent, "en", { numeric: true });
+}
+
 /** 1 run, 2 runs, 3 retries. */
 export function plural(number, noun) {
   if (number === 1) return `1 ${noun}`;

@@ -1,7 +1,7 @@
 // Small parts that several pages are made of.
 
 import { announce, download, h, s } from "./dom.js";
-import { clock, moment, short, words } from "./format.js";
+import { clock, count, moment, short, words } from "./format.js";
 
 const ICONS = {
   ok: "M5 10.5l3.2 3.2L15 6.8",
@@ -97,11 +97,11 @@ export function plainStat(name, value, note) {
   ]);
 }
 
-/** Facts as names and values. */
+/** Facts as names and values; null where one does not apply. */
 export function facts(list) {
   return h(
     "dl.facts",
-    list.map(({ name, value, note }) => [
+    list.filter(Boolean).map(({ name, value, note }) => [
       h("dt", name),
       h("dd", value, note ? h("span.note", value ? ` ${note}` : note) : null),
     ]),
@@ -163,7 +163,7 @@ export function shares(parts, { label }) {
     bar.append(piece);
   }
   const names = parts.map(({ name, number, tone }) =>
-    h("li", { class: number ? "" : "none" }, h("i", { class: `tone-${tone}`, "aria-hidden": "true" }), h("b", String(number)), ` ${name}`),
+    h("li", { class: number ? "" : "none" }, h("i", { class: `tone-${tone}`, "aria-hidden": "true" }), h("b", count(number)), ` ${name}`),
   );
   return [bar, h("ul.share-names", { "aria-hidden": "true" }, names)];
 }

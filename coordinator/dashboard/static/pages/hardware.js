@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { ago, count, duration, percent, plural, signedPercent, words } from "../format.js";
+import { ago, byName, count, duration, percent, plural, signedPercent, words } from "../format.js";
 import { amount, inlineAmount, levelIcon, missing, pageHead, part, Slots, stat, state, subcard, table, time, trialLink } from "../parts.js";
 
 export async function mount(root, { told, open }) {
@@ -108,7 +108,7 @@ function agents(list) {
   return table(
     "Agents",
     [{ name: "agent" }, { name: "state" }, { name: "node" }, { name: "works on" }, { name: "last heard of" }, { name: "clock", isNumber: true, title: "Its wall clock minus the coordinator's" }],
-    list.map((agent) => [
+    list.toSorted(byName).map((agent) => [
       agent.agent,
       [state(agent.state), agent.quarantine ? h("div.note", agent.quarantine) : null],
       agent.node,

@@ -55,11 +55,9 @@ function section(answer) {
       h("div", [h("p.eyebrow", `${answer.hardware} · ${answer.engine} · ${answer.dtype}`), h("h2.headline", answer.headline), h("p.sentence", capital(answer.sentence))]),
       h("ul.verdicts", { "aria-label": "In a few words" }, answer.verdicts.map((one, place) => h("li.verdict", { class: place === 0 && !answer.stands ? "bad" : "" }, one))),
     ]),
-    h("div.columns-3", [
-      built(answer),
-      comparison(answer.loss, answer, 0),
-      comparison(answer.throughput, answer, 1),
-    ]),
+    answer.is_baseline
+      ? h("div.columns-2.even", [built(answer), h("div.stack", [comparison(answer.loss, answer, 0), comparison(answer.throughput, answer, 1)])])
+      : h("div.columns-3", [built(answer), comparison(answer.loss, answer, 0), comparison(answer.throughput, answer, 1)]),
     h("div.columns-2.even", [why, sure]),
     extraRun(answer),
     subcard(

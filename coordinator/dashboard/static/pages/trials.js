@@ -35,7 +35,7 @@ function stateCell(row) {
 
 function lossCell(row) {
   if (row.loss === null) return row.phase === "train" ? "" : h("span.absent", { title: "A benchmark has no loss" }, "–");
-  return [figure(row.loss, "nats/token"), row.loss_error === null ? null : h("small", ` ±${row.loss_error.toFixed(4)}`)];
+  return [figure(row.loss, "nats/token"), row.loss_error ? h("small", ` ±${row.loss_error.toFixed(4)}`) : null];
 }
 
 function rateCell(row) {
@@ -98,8 +98,8 @@ export async function mount(root, { told, go, open }) {
   }
 
   function tell() {
-    const loaded = rows.size < total ? `, ${count(rows.size)} of them fetched` : "";
-    const shownWords = matching.length === total ? `${count(total)} trials` : `${count(matching.length)} of ${count(total)} trials`;
+    const loaded = rows.size < total ? `, ${count(rows.size)} fetched so far` : "";
+    const shownWords = matching.length === rows.size ? `${count(total)} trials` : `${count(matching.length)} of ${count(total)} trials`;
     view.number.textContent = shownWords + loaded;
     view.table.setAttribute("aria-rowcount", String(matching.length + 1));
     for (const column of COLUMNS) {

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.store import Store
+
+EPOCH_UNIX = 1_700_000_000.0
 PAGES = ("/", "/study", "/trials", "/hardware", "/recommendation")
 VIOLET = {"light": "122,79,163", "dark": "189,155,224"}
 """Of the law, in palette.css."""
@@ -103,7 +106,7 @@ def test_what_is_printed_has_every_figure_in_light_colours(visit, dashboard: str
     opened.page.wait_for_selector("#figure-loss-x canvas")
     opened.page.wait_for_function(IS_PAINTED_IN, arg=[VIOLET["dark"], VIOLET["light"]])
     opened.page.keyboard.press("Control+p")
-    opened.page.wait_for_function("window.printed")
+    opened.page.wait_for_function("() => window.printed")
     places = opened.page.locator(".figure-place")
     assert places.count() == opened.page.locator(".figure-place > figure").count() > 8
     opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -236,3 +239,24 @@ def test_text_of_a_run_is_never_markup(visit, dashboard: str):
     )
     assert opened.page.locator(".probe").inner_text() == "<img src=x onerror=alert(1)>"
     assert opened.page.locator(".probe img").count() == 0
+
+
+def test_a_run_that_has_only_begun_says_what_is_not_there_yet(visit, serve, tmp_path: Path, study, world, make_driver):
+    run = tmp_path / "quick-20260101-000000"
+    with Store.create(run, study, now_unix=EPOCH_UNIX) as store:
+        driver = make_driver(store, world)
+        driver.plan()
+        first, second, third, *_ = driver.queued()
+        driver.run_trial(first)
+        driver.fail_trial(second)
+        driver.lease(third)
+    with serve(run, port=0) as listening:
+        opened = visit(listening.url, theme="dark")
+        for path in ("/", "/recommendation", f"/trials/{second}", "/study"):
+            opened.go(path)
+            draw_everything(opened)
+            facts = opened.page.evaluate(FACTS)
+            assert opened.everything() == [], path
+            assert facts["faint"] == facts["holes"] == facts["overflow"] == [], path
+        missing = opened.page.locator("[data-name=residuals-x] .missing")
+        assert missing.inner_text() == "Nothing was fitted yet."
