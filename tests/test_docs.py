@@ -31,6 +31,7 @@ DOCUMENTS = sorted(
 RUN_ELSEWHERE = {
     "make run": "Makefile target; `archfleet run` is its only command",
     "make test": "this very test run",
+    "pip install --constraint constraints.txt '.[all]'": "the Makefile installs so, and tests/test_wheel.py the wheel",
     "archfleet run": "the study laptop takes ten minutes; quick and tiny studies run the same code",
     "archfleet run --quick": "tests/integration/test_quick_run.py",
     "archfleet data import shards/*.bin --out corpus": "tests/coordinator/test_data.py",
@@ -121,8 +122,10 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "coordinator" / "studies", folder / "coordinator" / "studies")
+    (folder / "tests" / "data").mkdir(parents=True)
     for table in (ROOT / "tests" / "data").glob("*.csv"):
-        shutil.copy(table, folder / table.name)
+        shutil.copy(table, folder / "tests" / "data" / table.name)
+    shutil.copy(ROOT / "tests" / "data" / "runs.csv", folder)
     shapes = [
         Architecture(
             hidden_size=d,
@@ -156,6 +159,7 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_readme_command_runs(command: str, reader_folder: Path) -> None:
     if command.startswith(("archfleet status", "archfleet report", "archfleet backup")):
         _make_a_run(reader_folder)
+    command, _, into = command.partition(" > ")
     words = command.split()
     program = {"archfleet": [sys.executable, "-m", "coordinator.cli"], "python": [sys.executable]}.get(
         words[0], [words[0]]
@@ -172,6 +176,7 @@ def test_readme_command_runs(command: str, reader_folder: Path) -> None:
     # The doctor may find this very machine wanting.
     assert result.returncode in ((0, 1) if command.startswith("archfleet doctor") else (0,)), result.stderr
     assert "Traceback" not in result.stderr
+    assert not into or result.stdout
 
 
 def _make_a_run(folder: Path) -> None:
