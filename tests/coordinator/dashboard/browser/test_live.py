@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from coordinator.logs import Logs
 from coordinator.store import Store
 
 stream = pytest.importorskip("coordinator.dashboard.stream", reason="pip install 'archfleet[dashboard]'")
@@ -83,17 +84,17 @@ def test_the_log_of_a_running_trial_is_followed_to_its_end(visit, serve, tmp_pat
         driver.plan()
         first, second, *_ = driver.queued()
         driver.lease(first)
-        logs = run / "logs"
-        logs.mkdir()
-        (logs / f"{first}.1.log").write_text("".join(f"step {step}\n" for step in range(400)))
+        logs = Logs(run)
+        logs.add(first, 1, "".join(f"step {step}\n" for step in range(400)))
+        logs.write()
         with serve(run, port=0) as listening:
             opened = visit(listening.url)
             opened.go(f"/trials/{first}")
             text = opened.page.locator(".attempt-log")
             assert "step 399" in text.inner_text()
             opened.page.wait_for_function(IS_AT_END)
-            with (logs / f"{first}.1.log").open("a") as file:
-                file.write("the last word\n")
+            logs.add(first, 1, "the last word\n")
+            logs.write()
             driver.run_trial(second)  # an event: the page asks again
             text.filter(has_text="the last word").wait_for()
             opened.page.wait_for_function(IS_AT_END)
