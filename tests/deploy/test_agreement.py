@@ -247,6 +247,25 @@ def test_who_is_taken_away_is_told_by_the_variable_that_agents_look_at() -> None
     assert named == {DRAIN_VARIABLE}
 
 
+# Labels
+
+
+def test_labels_that_are_asked_for_are_those_of_pods_of_ours(objects) -> None:
+    found = [one["metadata"].get("labels", {}) for one in every(objects) if "containers" in one.get("spec", ())]
+    pods = [labels for labels in found if "app.kubernetes.io/name" in labels]
+    assert len(pods) == 4
+    asked = [one["matchLabels"] for one in every(objects) if "matchLabels" in one]
+    asked += [one["spec"]["selector"] for one in objects if one["kind"] == "Service"]
+    ours = [labels for labels in asked if not set(labels) & {"kubernetes.io/metadata.name", "k8s-app"}]
+    assert len(ours) >= 6
+    assert not [labels for labels in ours if not any(labels.items() <= pod.items() for pod in pods)]
+
+
+def test_workers_are_told_apart_by_their_hardware(objects) -> None:
+    for group in one_of(objects, "RayCluster")["spec"]["workerGroupSpecs"]:
+        assert group["template"]["metadata"]["labels"]["archfleet.io/hardware"] == group["groupName"]
+
+
 # systemd
 
 
