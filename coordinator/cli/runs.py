@@ -10,20 +10,42 @@ from coordinator.cli.console import console, errors, print_json
 from coordinator.errors import UserError
 
 
-@command(epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json")
+@command(
+    epilog="  archfleet status\n  archfleet status laptop-20260101-120000 --json\n"
+    "  archfleet status --trial train-0a1b2c3d4e5f     # one trial: its attempts, its numbers, its log"
+)
 @run_argument
 @runs_option
+@click.option("--trial", metavar="ID", help="Tell of this trial instead: attempts, numbers, and its log.")
 @json_option
-def status(run: str | None, runs: Path, as_json: bool) -> None:
+def status(run: str | None, runs: Path, trial: str | None, as_json: bool) -> None:
     """Tell how a run is doing (default: the last one)."""
     from coordinator.runs import find_run
+
+    directory = find_run(run, runs)
+    if trial is not None:
+        _tell_of_trial(directory, trial, as_json=as_json)
+        return
     from coordinator.status import describe_status, read_status
 
-    found = read_status(find_run(run, runs))
+    found = read_status(directory)
     if as_json:
         print_json(found)
     else:
         console.print(describe_status(found), markup=False, soft_wrap=True)
+
+
+def _tell_of_trial(directory: Path, trial: str, *, as_json: bool) -> None:
+    from time import time
+
+    from coordinator.trial_status import describe_trial, read_trial_status
+
+    page = read_trial_status(directory, trial, now_unix=time())
+    if as_json:
+        print_json(page.model_dump(mode="json"))
+        return
+    for line in describe_trial(page):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @command(
