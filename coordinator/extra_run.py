@@ -17,6 +17,7 @@ from coordinator.recommendation import HardwareAnswer
 from coordinator.record import RunRecord
 from coordinator.shapes import baseline_at, candidates_at
 from coordinator.study import StudySpec
+from coordinator.target_runs import target_runs, verdicts
 from scaling.architecture import Architecture
 from scaling.decisive_run import UNLIKELY, DecisiveRun, PossibleRuns, decisive_run
 from scaling.observations import Observation
@@ -77,7 +78,7 @@ def extra_run(
         study: whose answer it is.
         analysis: the fit that the answer followed from.
         answer: for one hardware.
-        observations: the benchmarks at least.
+        observations: the benchmarks and the runs at the target at least.
         speed: as probed on the agents.
         token_scale: by which D was scaled.
         slowdown: what finished trials took over what the speed said.
@@ -92,16 +93,22 @@ def extra_run(
         return NotMeasured(reason="no law was fitted")
     if speed is None:
         return NotMeasured(reason="the agents' speed was not probed, so that no run has a price")
-    candidates = candidates_at(study, study.target.num_parameters)
+    candidates, baseline = candidates_at(study, study.target.num_parameters), baseline_at(study)
     chosen = choose(
         study,
         analysis,
         candidates,
-        baseline_at(study),
+        baseline,
         observations,
         hardware=answer.hardware,
         token_scale=token_scale,
+        checked=verdicts(analysis, baseline, target_runs(study, observations, token_scale=token_scale)),
     )
+    if chosen.recommended != answer.recommended:
+        return NotMeasured(
+            reason=f"the law by itself would choose {chosen.recommended.label}, which is not the answer: a check at "
+            "the target or later runs came between, and what the law says of one more run cannot be trusted."
+        )
     shapes, runs = _possible(study, analysis, speed, slowdown)
     # Where Panda is proposed, for its loss and not for its throughput, another Panda is another answer.
     shortlist = chosen.shortlist if chosen.role == "surefire" else replace(chosen.shortlist, throughput=None)

@@ -37,7 +37,7 @@ def noisy(record: RunRecord) -> Analysis:
     assert record.analysis is not None
     fit = record.analysis.law_fit
     middle = fit.bootstrap.mean(axis=0)
-    return replace(record.analysis, law_fit=replace(fit, bootstrap=middle + 3 * (fit.bootstrap - middle)))
+    return replace(record.analysis, law_fit=replace(fit, bootstrap=middle + 10 * (fit.bootstrap - middle)))
 
 
 def test_the_run_is_a_legal_shape_of_the_fit_priced_by_the_agents(record: RunRecord, study: StudySpec) -> None:
@@ -56,6 +56,16 @@ def test_a_law_that_failed_its_check_tells_nothing_of_one_more_run(record: RunRe
     found = found_in(record, measured_verdict="worse")
     assert isinstance(found, NotMeasured)
     assert "failed its check" in found.reason
+
+
+def test_an_answer_that_the_law_by_itself_would_not_give_has_no_extra_run(record: RunRecord, study: StudySpec) -> None:
+    assert record.recommendation is not None
+    given = {answer.recommended for answer in record.recommendation.answers}
+    candidates = candidates_at(study, study.target.num_parameters)
+    other = next(shape for shape in map(candidates.architecture, range(len(candidates))) if shape not in given)
+    found = found_in(record, recommended=other, measured_verdict="tie")
+    assert isinstance(found, NotMeasured)
+    assert "the law by itself would choose" in found.reason
 
 
 def test_a_chance_below_a_per_cent_is_a_reason_not_a_run(record: RunRecord) -> None:
