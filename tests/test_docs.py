@@ -39,6 +39,7 @@ RUN_ELSEWHERE = {
     "archfleet data check corpus": "tests/coordinator/test_data.py",
     "archfleet bench config.json other/config.json --batch 16 --window-seconds 2": ("tests/coordinator/test_bench.py"),
     "archfleet hw calibrate --seconds 10 --out measured.toml": "tests/coordinator/test_hardware.py",
+    "archfleet status --trial train-0a1b2c3d4e5f": "tests/coordinator/test_trial_status.py; ids are a run's own",
     "archfleet serve": "tests/coordinator/test_serve.py",
     "archfleet serve rehearsal": "tests/coordinator/test_serve.py",
     "archfleet token revoke ada": "tests/coordinator/test_tokens.py; here it may come before ada has a token",
