@@ -3,8 +3,8 @@
     logs/000001.log      train-08674d3d1363.1 15:44:46  ended: held-out loss 4.3641 ± 0.0289 nats/token
 
 They are for people: no decision and no figure rests on them. Losing some loses nothing, so they are written without
-waiting for the disk, and an error in writing them stops nothing. Bounded: the oldest lines make room, so that logs never
-fill the disk that the store needs.
+waiting for the disk, and an error in writing them stops nothing. Bounded: the oldest lines make room, so that logs
+never fill the disk that the store needs.
 
 A file an attempt would be simpler to find, but to make one takes as long as all else that a short trial costs the
 coordinator (measured: 0.3 to 0.7 ms on ext4, and 3 us to add to a file that is there).
@@ -13,6 +13,7 @@ coordinator (measured: 0.3 to 0.7 ms on ext4, and 3 us to add to a file that is 
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from agent.log import ending
@@ -83,7 +84,7 @@ class Logs:
 
 
 def read_logs(run_directory: Path, trial_id: str) -> dict[int, KeptLog]:
-    """The logs of a trial's attempts that are kept, by epoch. Reads every file: some 40 ms where there are 64 MiB."""
+    """The logs of a trial's attempts that are kept, by epoch. Looks through every file: 64 MiB take some 30 ms."""
     texts: dict[int, list[str]] = {}
     cut: set[int] = set()
     files = _files(run_directory / FOLDER)
@@ -105,15 +106,17 @@ def _kept(text: str, *, is_cut: bool) -> KeptLog:
 
 def _lines_of(file: Path, trial_id: str) -> Iterator[str]:
     """Lines that begin with the name of a trial."""
-    try:
-        data = b"\n" + file.read_bytes()
-    except OSError:  # it made room meanwhile
-        return
-    mark, place = f"\n{trial_id}.".encode(), 0
-    while (place := data.find(mark, place)) >= 0:
-        end = data.find(b"\n", place + 1)
-        yield data[place + 1 : end if end >= 0 else len(data)].decode(errors="replace")
-        place += 1
+    mark, place = f"{trial_id}.".encode(), 0
+    with (
+        suppress(OSError, ValueError),  # it made room meanwhile, or is empty
+        file.open("rb") as log,
+        mmap(log.fileno(), 0, access=ACCESS_READ) as data,
+    ):
+        while (place := data.find(mark, place)) >= 0:
+            end = data.find(b"\n", place)
+            if place == 0 or data[place - 1 : place] == b"\n":
+                yield data[place : end if end >= 0 else len(data)].decode(errors="replace")
+            place += 1
 
 
 def _mark(trial_id: str, epoch: int) -> str:
