@@ -1,9 +1,10 @@
 """Rows of the store as values."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from pydantic_core import from_json
 
@@ -38,15 +39,27 @@ class Brief(NamedTuple):
     """What it asks for; null where any will do."""
 
 
+_ROLE = re.compile(r'\{"role":"([a-z]+)"')
+
+
 class Work:
     """A planned trial as it is stored; looked at and read only when somebody asks: a store may hold 100,000."""
 
-    __slots__ = ("_brief", "_planned", "_position", "_row", "_texts", "_trial_id")
+    __slots__ = ("_brief", "_planned", "_position", "_role", "_row", "_texts", "_trial_id")
 
     def __init__(self, position: int, trial_id: str, row: Row | None, texts: WorkTexts) -> None:
         self._position, self._trial_id, self._row, self._texts = position, trial_id, row, texts
         self._planned: PlannedTrial | None = None
         self._brief: Brief | None = None
+        self._role: Role | None = None
+
+    @property
+    def role(self) -> Role:
+        """Its role alone, at once where the text begins with it, as it is written. Raises as `planned`."""
+        if self._role is None:
+            found = _ROLE.match(self._text()) if self._brief is None and self._planned is None else None
+            self._role = cast("Role", found[1]) if found else self.brief.role
+        return self._role
 
     @property
     def brief(self) -> Brief:

@@ -1,10 +1,11 @@
 """PageReader: a run's store as the pages ask it: one trial, some trials, the newest facts, all as of one moment."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from coordinator.database import Value
 from coordinator.events import Fitted, event_of
@@ -142,7 +143,7 @@ class PageReader(StoreReader):
         for start in range(0, len(trial_ids), _CHUNK):
             chunk = trial_ids[start : start + _CHUNK]
             tail = f"WHERE trial_id IN ({_places(chunk)}) AND kind != 'failure'"
-            found |= {row[1]: _result(json.loads(row[4])) for row in self._rows("observations", tail, chunk)}
+            found |= {row[1]: _result(from_json(row[4])) for row in self._rows("observations", tail, chunk)}
         return found
 
     def failure_kinds(self, trial_ids: Sequence[str]) -> dict[str, str]:

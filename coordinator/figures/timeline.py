@@ -11,7 +11,7 @@ from coordinator.figures.figure import Axis, Colour, Figure, Series
 from coordinator.figures.formats import duration, plural
 from coordinator.plan import Role
 from coordinator.record import RunRecord
-from scaling.architecture import Architecture
+from coordinator.store_rows import Work
 
 MAX_AGENTS_DRAWN = 40
 MAX_BARS_DRAWN = 1_500
@@ -26,7 +26,7 @@ class _Bar(NamedTuple):
     """Of the last one."""
     agent: str
     role: Role
-    shape: Architecture
+    work: Work
     start: float
     end: float
     seconds: float
@@ -84,8 +84,8 @@ def _bars(record: RunRecord) -> Iterator[_Bar]:
         yield _Bar(
             trial_id=trial.trial_id,
             agent=attempt.agent,
-            role=trial.brief.role,
-            shape=trial.brief.architecture,
+            role=trial.work.role,
+            work=trial.work,
             start=start - began,
             end=max(start, end) - began,
             seconds=max(0.0, end - start),
@@ -164,7 +164,8 @@ def _series(bars: Sequence[_Bar], lanes: dict[str, int], scale: float) -> tuple[
 
 
 def _label(bar: _Bar) -> str:
-    what = bar.shape.label if bar.failure_kind is None else f"{bar.shape.label}, {bar.failure_kind}"
+    shape = bar.work.brief.architecture.label
+    what = shape if bar.failure_kind is None else f"{shape}, {bar.failure_kind}"
     if bar.num_attempts == 1:
         return f"{what}: {duration(bar.seconds)}"
     return f"{bar.num_attempts} attempts, the last {what}: {duration(bar.seconds)} in all"

@@ -161,7 +161,7 @@ def opened(browser: Browser, process: "subprocess.Popen[str]", address: str) -> 
     with fresh_page(browser) as page:
         before, clock = processor_seconds(process), thread_clock(page)
         page.goto(address, wait_until="commit")
-        page.wait_for_function(DRAWN, arg=not address.endswith("/trials"), polling="raf", timeout=60_000)
+        page.wait_for_function(DRAWN, arg=not address.endswith("/trials"), polling=50, timeout=120_000)
         figure = page.evaluate("performance.now()")
         server = 1e3 * (processor_seconds(process) - before)
         costs: dict[str, float] = page.evaluate(COSTS)

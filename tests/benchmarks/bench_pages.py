@@ -36,7 +36,9 @@ PAGES: dict[str, Ask] = {
     "recommendation": lambda source: source.recommendation(),
     "list of figures": lambda source: source.figures(),
     "figure loss-x": lambda source: source.figure("loss-x"),
+    "figure residuals-x": lambda source: source.figure("residuals-x"),
     "figure timeline": lambda source: source.figure("timeline"),
+    "figure spend": lambda source: source.figure("spend"),
 }
 
 

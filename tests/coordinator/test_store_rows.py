@@ -14,6 +14,7 @@ def rows(finished_run) -> list[TrialRow]:
 def test_the_short_form_says_what_the_whole_says(rows: list[TrialRow]) -> None:
     phases = set()
     for row in rows:
+        assert row.work.role == row.brief.role
         short, assignment = row.brief, row.planned.assignment
         assert (short.role, short.reason) == (row.planned.role, row.planned.reason)
         assert short.architecture == assignment.architecture
