@@ -19,7 +19,7 @@ from coordinator.throughput_ranking import GENERIC_HARDWARE, fit_runs, predicted
 from scaling.architecture import Architecture
 from scaling.observations import Observation, ServingObservation
 from scaling.quantity import Measured
-from scaling.recommend import Shortlist, Throughput, recommend
+from scaling.recommend import Shortlist, Throughput, Verdict, recommend
 from scaling.space import Candidates
 from scaling.throughput_fit import NoThroughputFit, ThroughputFit
 
@@ -65,6 +65,12 @@ class Choice:
         """The architecture to build."""
         return self.shortlist.candidates.architecture(self.recommended_index)
 
+    @property
+    def challenger(self) -> Architecture | None:
+        """A faster shape, measured here, that the law allows where no run is near: a check at the target tells."""
+        beyond = self.shortlist.unsupported()
+        return self.shortlist.candidates.architecture(int(beyond[0])) if len(beyond) else None
+
     def sentence(self) -> str:
         """The choice in one line."""
         return f"Recommended for {self.hardware} is {self.role.capitalize()}, {self.recommended.label}."
@@ -79,8 +85,11 @@ def shortlist(
     *,
     hardware: str,
     token_scale: float,
+    checked: Mapping[Architecture, Verdict] | None = None,
 ) -> Shortlist:
     """Choose at the target's size; by measured throughput, or by this hardware's roofline where none is given.
+
+    `checked` holds the shapes that were trained at the target, and how they compare with the baseline there.
 
     Where the reference law does not reach the target, losses are stated at the fit's own cell: differences between
     shapes are the same, their level is not the target's.
@@ -91,28 +100,17 @@ def shortlist(
         cell = analysis.law_fit.cells[-1]
         N, D = cell.num_parameters, cell.num_tokens
     rates = _predicted(study, everything, hardware, None) if throughput is None else _measured(everything, throughput)
-    return _shortlist(study, analysis, everything, index, rates, N=N, D=D)
-
-
-def _shortlist(
-    study: StudySpec,
-    analysis: Analysis,
-    everything: Candidates,
-    baseline: int,
-    rates: Throughput,
-    *,
-    N: float,
-    D: float,
-) -> Shortlist:
+    at = {everything.index_of(shape): verdict for shape, verdict in (checked or {}).items()}
     return recommend(
         analysis.law_fit,
         everything,
         num_parameters=N,
         num_tokens=D,
-        baseline=baseline,
+        baseline=index,
         throughput=rates,
         reference=analysis.reference,
         probability=study.target.probability,
+        checked={place: verdict for place, verdict in at.items() if place is not None},
     )
 
 
@@ -187,12 +185,30 @@ def _first_wanted(
     wanted: dict[int, str] = {found.baseline: "the baseline", found.panda: "Panda: lowest predicted loss"}
     if found.surefire is not None:
         wanted.setdefault(found.surefire, "the predicted Surefire: fastest within the loss limit")
+    if len(beyond := found.unsupported()):
+        wanted.setdefault(int(beyond[0]), "faster than Surefire, if the law holds where no run is near")
     for index in _spread_front(found, study.target.probability):
         wanted.setdefault(index, "on the predicted Pareto front of loss and throughput")
     return [
         (found.candidates.architecture(index), reason)
         for index, reason in list(wanted.items())[: study.serving.num_candidates + 1]
     ]
+
+
+def fastest_unsupported(
+    study: StudySpec,
+    analysis: Analysis,
+    candidates: Candidates,
+    baseline: Architecture,
+    *,
+    hardware: str,
+    token_scale: float,
+) -> Architecture | None:
+    """The shape that the law, extended beyond its runs, would call Surefire by this hardware's roofline, if any."""
+    found = shortlist(study, analysis, candidates, baseline, None, hardware=hardware, token_scale=token_scale)
+    # What is not ruled out is worth a run: a first fit is seldom sure of anything.
+    beyond = found.unsupported(probability=1 - found.probability)
+    return found.candidates.architecture(int(beyond[0])) if len(beyond) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +253,7 @@ def fastest_safe(
     rates = _predicted(study, candidates.including(baseline)[0], hardware, fitted)
     # Whether a shape keeps the loss limit does not depend on its throughput.
     found = shortlist(study, analysis, candidates, baseline, None, hardware=hardware, token_scale=token_scale)
-    safe = (found.probability_within_limit >= study.target.probability) & np.isfinite(rates.mean)
+    safe = (found.probability_within_limit >= study.target.probability) & found.supported & np.isfinite(rates.mean)
     not_again = set(tried)
     shapes: list[Architecture] = []
     for index in np.argsort(-rates.mean, kind="stable"):
@@ -279,10 +295,16 @@ def choose(
     *,
     hardware: str,
     token_scale: float,
+    checked: Mapping[Architecture, Verdict] | None = None,
 ) -> Choice:
-    """The shape for this hardware: Surefire where there is one that is not the baseline itself, else Panda."""
+    """The shape for this hardware: Surefire where there is one that is not the baseline itself, else Panda.
+
+    `checked` shapes were trained at the target: those that are worse than the baseline there are out.
+    """
     rates = measured_throughput(study, observations, hardware)
-    found = shortlist(study, analysis, candidates, baseline, rates, hardware=hardware, token_scale=token_scale)
+    found = shortlist(
+        study, analysis, candidates, baseline, rates, hardware=hardware, token_scale=token_scale, checked=checked
+    )
     if found.surefire is not None and found.surefire != found.baseline:
         return Choice(hardware=hardware, shortlist=found, recommended_index=found.surefire, role="surefire")
     return Choice(hardware=hardware, shortlist=found, recommended_index=found.panda, role="panda")

@@ -15,7 +15,7 @@ on each of them.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,22 +30,26 @@ from coordinator.choice import (
     answered_hardware,
     choose,
     fastest_safe,
+    fastest_unsupported,
     in_turn,
     num_first_served,
     serving_candidates,
 )
-from coordinator.forecast import fit_run_seconds, seconds_left, slowdown
+from coordinator.forecast import fit_run_seconds, seconds_left, slowdown, target_run_seconds
 from coordinator.plan import Plan, PlannedTrial, Role
 from coordinator.recipe import Cell, recipe_of, step_law_note
 from coordinator.shapes import baseline_at, candidates_at, centre_index, spread
 from coordinator.store import StoreReader, TrialRow
 from coordinator.study import StudySpec
+from coordinator.target_runs import target_runs, verdicts
 from coordinator.trunks import Shared, share_trunks
 from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.observations import Observation
-from scaling.propose import propose
+from scaling.propose import Proposal, propose
+from scaling.recommend import Verdict
 from scaling.space import Candidates
+from scaling.support import supported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +205,15 @@ def _proposed_round(state: StudyState, stage: str) -> Plan:
     done = [t for t in at_size if t.state not in ("queued", "running")]
     running = [t for t in at_size if t.state in ("queued", "running")]
     num_affordable = _affordable_runs(state)
-    proposals = propose(
+    existing, pending = _indices(candidates, done), _indices(candidates, running)
+    corner = _corner(state, candidates, taken=[*existing, *pending])
+    first = [] if corner is None else [corner]
+    proposals = first + propose(
         law_fit,
         candidates,
-        existing=_indices(candidates, done),
-        pending=_indices(candidates, running),
-        num=num_affordable,
+        existing=existing,
+        pending=[*pending, *(one.index for one in first)],
+        num=num_affordable - len(first),
         seconds_per_run=_seconds_per_run(state, candidates),
     )
     trials = tuple(
@@ -226,6 +233,35 @@ def _proposed_round(state: StudyState, stage: str) -> Plan:
     if num_affordable < fit.num_runs_per_round:
         notes.append(f"{num_affordable} runs instead of {fit.num_runs_per_round}: {_slower(state)}")
     return Plan(stage=stage, trials=trials, notes=tuple(notes))
+
+
+def _corner(state: StudyState, candidates: Candidates, *, taken: Sequence[int]) -> Proposal | None:
+    """A run where the law, extended, sees the answer and no run is: what the fit learns there it need not guess."""
+    if state.analysis is None or state.analysis.law_fit.law is None:
+        return None
+    at_target = candidates_at(state.study, state.study.target.num_parameters)
+    for hardware in state.hardware:
+        shape = fastest_unsupported(
+            state.study,
+            state.analysis,
+            at_target,
+            baseline_at(state.study),
+            hardware=hardware,
+            token_scale=state.token_scale,
+        )
+        if shape is None:
+            continue
+        x, r = shape.width_ratio, shape.mlp_attention_ratio
+        index = candidates.nearest(x=x, r=r)
+        # Heads are whole: at a smaller size there may be no legal shape near.
+        is_near = bool(supported(((x, r),), candidates.x[index], candidates.r[index])[0])
+        if is_near and index not in taken:
+            reason = (
+                f"No run is near x {x:.3g}, r {r:.3g}, where the law, extended, sees the fastest shape on {hardware} "
+                f"within the loss limit ({shape.label}): one there tells."
+            )
+            return Proposal(index=index, num_replicate=0, reason=reason, gain=None)
+    return None
 
 
 def _affordable_runs(state: StudyState) -> int:
@@ -352,12 +388,33 @@ def _verdict(state: StudyState) -> Plan:
     choices = choices_of(state)
     if not choices:
         return Plan(stage="verdict", trials=(), notes=("Nothing can be recommended: no law was fitted.",))
+    reasons = {choice.recommended: "a recommended shape at the target" for choice in choices}
+    challengers = {choice.challenger: choice.hardware for choice in choices if choice.challenger is not None}
+    notes = [choice.sentence() for choice in choices]
+    for shape, hardware in challengers.items():
+        about = f"{shape.label}, faster on {hardware} if the law holds where no run is near"
+        if shape in reasons:
+            continue
+        if _fits_at_target(state, num_shapes=len(reasons) + 1):
+            reasons[shape] = "a faster shape where no run is near, at the target"
+            notes.append(f"Checked as well is {about}.")
+        else:
+            notes.append(f"Not checked, for the budget has no time left, is {about}.")
     trials = [
-        _train(state, shape, cell, "validation", "a recommended shape at the target", seed=seed)
-        for shape in dict.fromkeys(choice.recommended for choice in choices)
+        _train(state, shape, cell, "validation", reason, seed=seed)
+        for shape, reason in reasons.items()
         for seed in range(_num_baseline_runs(state))
     ]
-    return Plan(stage="verdict", trials=tuple(trials), notes=tuple(choice.sentence() for choice in choices))
+    return Plan(stage="verdict", trials=tuple(trials), notes=tuple(notes))
+
+
+def _fits_at_target(state: StudyState, *, num_shapes: int) -> bool:
+    """Whether so many shapes can be trained at the target within the study's wall time, as trials have taken so far."""
+    each = target_run_seconds(state.study, state.speed, state.token_scale) * slowdown(state.trials, state.speed)
+    # Agents run side by side: what counts is how many turns the runs take.
+    turns = math.ceil(num_shapes * _num_baseline_runs(state) / state.speed.num_agents)
+    left = 60 * state.study.budget.wall_minutes - state.elapsed_seconds - FINISHING_SECONDS
+    return turns * each <= left
 
 
 def _num_baseline_runs(state: StudyState) -> int:
@@ -367,21 +424,39 @@ def _num_baseline_runs(state: StudyState) -> int:
 
 
 def choices_of(state: StudyState) -> tuple[Choice, ...]:
-    """What would be recommended from the state as it is, for each hardware; nothing without a law."""
+    """What would be recommended from the state as it is, for each hardware; nothing without a law.
+
+    A shape that its check at the target refuted gives way to the next best that was checked and stands; where there is
+    none it stays, and the answer says that it failed.
+    """
     if state.analysis is None or state.analysis.law_fit.law is None:
         return ()
-    candidates = candidates_at(state.study, state.study.target.num_parameters)
-    return tuple(
-        choose(
-            state.study,
-            state.analysis,
-            candidates,
-            baseline_at(state.study),
-            state.observations,
-            hardware=hardware,
-            token_scale=state.token_scale,
-        )
-        for hardware in state.hardware
+    checked = _checked(state)
+    choices = []
+    for hardware in state.hardware:
+        known = _choice(state, hardware, checked)
+        choices.append(known if known.recommended in checked else _choice(state, hardware, {}))
+    return tuple(choices)
+
+
+def _checked(state: StudyState) -> dict[Architecture, Verdict]:
+    """Shapes that were trained at the target, and how they compare with the baseline there."""
+    assert state.analysis is not None
+    runs = target_runs(state.study, state.observations, token_scale=state.token_scale)
+    return verdicts(state.analysis, baseline_at(state.study), runs)
+
+
+def _choice(state: StudyState, hardware: str, checked: Mapping[Architecture, Verdict]) -> Choice:
+    assert state.analysis is not None
+    return choose(
+        state.study,
+        state.analysis,
+        candidates_at(state.study, state.study.target.num_parameters),
+        baseline_at(state.study),
+        state.observations,
+        hardware=hardware,
+        token_scale=state.token_scale,
+        checked=checked,
     )
 
 

@@ -10,16 +10,17 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from coordinator.analysis import Analysis, same_size
+from coordinator.analysis import Analysis
 from coordinator.choice import Choice, fastest_safe, measured_throughput, target_point
 from coordinator.study import StudySpec
+from coordinator.target_runs import loss_difference, run_noise, target_runs, verdict_of
 from coordinator.throughput_ranking import ThroughputRanking, rank, valid_runs
 from hwprofiles.catalog import load_profile
 from hwprofiles.value import Value
 from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.observations import Observation, ServingObservation, TrainingObservation
-from scaling.pairing import RunNoise, mean_loss, paired_difference
+from scaling.pairing import mean_loss
 from scaling.quantity import Interval, Measured, NotMeasured, Predicted, Quantity
 from scaling.recipes import ServingRecipe
 from scaling.recommend import Recommendation as HardwareRecommendation
@@ -157,8 +158,7 @@ def make_recommendation(
     """Set the choices, one for each hardware, beside what was measured at the target."""
     found = choices[0].shortlist  # the baseline and the losses are the same in all
     baseline = found.candidates.architecture(found.baseline)
-    point = target_point(study, token_scale)
-    runs = [o for o in observations if isinstance(o, TrainingObservation) and _is_at(o, *point)]
+    runs = target_runs(study, observations, token_scale=token_scale)
     recommended = tuple(dict.fromkeys(choice.recommended for choice in choices))
     held_out = _held_out(analysis, recommended, baseline, runs)
     return Recommendation(
@@ -187,7 +187,7 @@ def _answer(
     found, recipe = choice.shortlist, study.serving.recipe
     N, D = target_point(study, token_scale)
     rates = measured_throughput(study, observations, choice.hardware)
-    difference = _loss_difference(analysis, choice.recommended, baseline, runs)
+    difference = loss_difference(analysis, choice.recommended, baseline, runs)
     missing = NotMeasured(reason=f"no valid benchmark on {choice.hardware}")
     return HardwareAnswer(
         hardware=choice.hardware,
@@ -216,7 +216,7 @@ def _answer(
         recommended_throughput=rates.get(choice.recommended, missing),
         baseline_throughput=rates.get(baseline, missing),
         loss_difference=difference,
-        measured_verdict=_verdict(difference),
+        measured_verdict=verdict_of(difference),
         throughput_ranking=_ranking(
             study, analysis, found.candidates, baseline, observations, choice.hardware, token_scale
         ),
@@ -251,11 +251,6 @@ def _ranking(
     )
 
 
-def _is_at(run: TrainingObservation, N: float, D: float) -> bool:
-    """Whether a run was made at the target: its size, and its D to within a batch."""
-    return same_size(run.architecture.num_parameters, N) and abs(run.num_tokens - D) <= run.recipe.batch_tokens
-
-
 def _held_out(
     analysis: Analysis,
     recommended: Sequence[Architecture],
@@ -268,7 +263,7 @@ def _held_out(
         role: Literal["recommended", "baseline", "worse"] = (
             "recommended" if architecture in recommended else "baseline" if architecture == baseline else "worse"
         )
-        measured = mean_loss(group, _noise(analysis))
+        measured = mean_loss(group, run_noise(analysis))
         predicted = _predict_held_out(analysis, group[0])
         rows.append(HeldOutLoss(role=role, architecture=architecture, predicted=predicted, measured=measured))
     return tuple(sorted(rows, key=lambda row: ("recommended", "baseline", "worse").index(row.role)))
@@ -286,31 +281,6 @@ def _predict_held_out(analysis: Analysis, run: TrainingObservation) -> Predicted
     )
     interval = Interval(low=float(loss.low[0]), high=float(loss.high[0]), level=fit.level, method="bootstrap")
     return Predicted(value=float(loss.mean[0]), unit="nats/token", interval=interval, basis="conditional law")
-
-
-def _loss_difference(
-    analysis: Analysis, recommended: Architecture, baseline: Architecture, runs: Sequence[TrainingObservation]
-) -> Measured | NotMeasured:
-    ours = [run for run in runs if run.architecture == recommended]
-    theirs = [run for run in runs if run.architecture == baseline]
-    if recommended == baseline:
-        return NotMeasured(reason="the recommended shape is the baseline itself")
-    if not ours or not theirs:
-        return NotMeasured(reason="one of the two has no finished run at the target")
-    return paired_difference(ours, theirs, _noise(analysis))
-
-
-def _noise(analysis: Analysis) -> RunNoise:
-    """One run's spread: the fit's residual sd, which holds seed noise and the law's own misfit."""
-    return RunNoise(sd=analysis.law_fit.residual_sd, degrees_of_freedom=analysis.law_fit.degrees_of_freedom)
-
-
-def _verdict(difference: Measured | NotMeasured) -> Verdict | None:
-    if isinstance(difference, NotMeasured) or difference.interval is None:
-        return None
-    if difference.interval.high < 0:
-        return "better"
-    return "worse" if difference.interval.low > 0 else "tie"
 
 
 def _median_error(held_out: Iterable[HeldOutLoss]) -> float | None:

@@ -27,6 +27,8 @@ from scaling.law import Floats
 from scaling.law_fit import LawFit, ReferenceSamples
 from scaling.points import Integers
 from scaling.recommend import Shortlist
+from scaling.space import Mask
+from scaling.support import MARGIN
 
 _ABOUT_AS_LIKELY = 0.9
 """Among runs whose chance is at least this share of the best one's, the cheapest is told."""
@@ -127,7 +129,7 @@ def chances_of_change(
     seen = outcome / (len(outcome) * np.sqrt((outcome**2).mean(axis=0) + noise**2))
     if found.throughput is None:
         return _chances_of_another_panda(found, seen, tolerance)
-    return _chances_of_another_surefire(found, seen, min_gain)
+    return _chances_of_another_surefire(found, runs, seen, min_gain)
 
 
 def _outcome_deviations(fit: LawFit, runs: PossibleRuns, reference: ReferenceSamples | None) -> Floats:
@@ -140,7 +142,7 @@ def _outcome_deviations(fit: LawFit, runs: PossibleRuns, reference: ReferenceSam
     return np.asarray(draws - draws.mean(axis=0), dtype=float)
 
 
-def _chances_of_another_surefire(found: Shortlist, seen: Floats, min_gain: float) -> Floats:
+def _chances_of_another_surefire(found: Shortlist, runs: PossibleRuns, seen: Floats, min_gain: float) -> Floats:
     throughput = found.throughput
     assert throughput is not None
     rate = np.where(np.isfinite(throughput.mean), throughput.mean, -np.inf)
@@ -150,15 +152,18 @@ def _chances_of_another_surefire(found: Shortlist, seen: Floats, min_gain: float
         today = rate[found.surefire]
         faster = np.flatnonzero(rate > today * (1 + min_gain))
         as_fast = np.flatnonzero(rate >= today * (1 - min_gain))
-    chance = _normal_share(*_where_some_is_safe(found, faster, seen))
+    chance = _normal_share(*_where_some_is_safe(found, faster, runs, seen))
     if found.surefire is None:
         return chance
     # Disjoint from the first: where a faster shape is safe, one of `as_fast` is.
-    return chance + 1.0 - _normal_share(*_where_some_is_safe(found, as_fast, seen))
+    return chance + 1.0 - _normal_share(*_where_some_is_safe(found, as_fast, runs, seen))
 
 
-def _where_some_is_safe(found: Shortlist, shapes: Integers, seen: Floats) -> tuple[Floats, Floats]:
-    """Per run the union of the shapes' half-lines: some shape is safe where z <= upper or z >= lower, (J,) each."""
+def _where_some_is_safe(found: Shortlist, shapes: Integers, runs: PossibleRuns, seen: Floats) -> tuple[Floats, Floats]:
+    """Per run the union of the shapes' half-lines: some shape is safe where z <= upper or z >= lower, (J,) each.
+
+    A shape that no run is near may be chosen after a run near it, and after no other.
+    """
     num_runs = seen.shape[1]
     upper, lower = np.full(num_runs, -np.inf), np.full(num_runs, np.inf)
     if not len(shapes):
@@ -177,8 +182,17 @@ def _where_some_is_safe(found: Shortlist, shapes: Integers, seen: Floats) -> tup
             bound = room / slope
         falling = np.where(always, np.inf, np.where(slope > 1e-12, bound, -np.inf))
         rising = np.where(slope < -1e-12, bound, np.inf)
+        eligible = found.supported[chosen, None] | _are_near(found, chosen, runs)
+        falling, rising = np.where(eligible, falling, -np.inf), np.where(eligible, rising, np.inf)
         upper, lower = np.maximum(upper, falling.max(axis=0)), np.minimum(lower, rising.min(axis=0))
     return upper, lower
+
+
+def _are_near(found: Shortlist, shapes: Integers, runs: PossibleRuns) -> Mask:
+    """Which runs would support which shapes, (m, J)."""
+    across = np.log(found.candidates.x[shapes, None] / runs.x)
+    along = np.log(found.candidates.r[shapes, None] / runs.r)
+    return np.asarray(np.hypot(across, along) <= MARGIN, dtype=bool)
 
 
 def _margins(found: Shortlist, shapes: Integers) -> tuple[Floats, Floats, Floats]:
@@ -202,6 +216,7 @@ def _chances_of_another_panda(found: Shortlist, seen: Floats, tolerance: float) 
     slope = (found.loss_draws - found.loss_draws[:, [panda]]).T
     slope = (slope - slope.mean(axis=1, keepdims=True)) @ seen
     need = found.loss.mean - found.loss.mean[panda] + tolerance * found.loss.mean[panda]
+    need = np.where(found.supported, need, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = -need[:, None] / slope
     upper = np.where(slope > 1e-12, bound, -np.inf).max(axis=0)

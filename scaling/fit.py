@@ -46,6 +46,7 @@ from scaling.points import Cells, ShapePoints, find_cell, make_cells
 from scaling.pooling import Pace, choose_pace, drift_penalty, nearest_scale, one_scale, tie_scales
 from scaling.quantity import Interval
 from scaling.shape_model import ShapeModel, make_model
+from scaling.support import hull_of
 
 __all__ = [
     "ChinchillaFit",
@@ -273,6 +274,7 @@ def _fit(
         offsets=_offsets(points, estimate.model, offsets[0]),
         offset_reasons=estimate.model.groups.reasons,
         bootstrap_offsets=offsets[1:],
+        hull=hull_of(points.x, points.r),
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scaling.law import ChinchillaLaw, ConditionalLaw, Floats, LawForm, shape_features
 from scaling.points import ShapePoints, find_cell, make_cells
 from scaling.quantity import Interval, NotMeasured, Predicted
+from scaling.support import Hull
 
 ReferenceKind = Literal["joint", "best", "chinchilla", "given"]
 Pooling = Literal["all", "nearest", "partial"]
@@ -93,7 +94,8 @@ class LawFit:
     Where shape terms are not common to all sizes (`pooling`), law and optima are those at `at_num_parameters`, while
     cell losses are those of each cell's own best shape; `drift_per_efold` is the pace of the drift in noise sds. The
     law is that of `base_query_group_size`, where the runs tell theirs; `offsets` are of the other sizes that were
-    measured against it, and `bootstrap_offsets` (B, G) their replicates.
+    measured against it, and `bootstrap_offsets` (B, G) their replicates. `hull` holds the outermost shapes that were
+    fitted (`scaling/support.py`); empty in fits of versions that did not keep it.
     """
 
     form: LawForm
@@ -128,6 +130,7 @@ class LawFit:
     offsets: tuple[GroupOffset, ...] = ()
     offset_reasons: tuple[tuple[float, str], ...] = ()
     bootstrap_offsets: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    hull: Hull = ()
 
     def group_offset(self, query_group_size: float) -> Predicted | NotMeasured:
         """The cost of query group size g against the fitted law's own, with its interval, or why it is not known.
@@ -339,6 +342,7 @@ class LawFit:
         values["bootstrap"] = np.array(values["bootstrap"], dtype=float).reshape(-1, 6)
         values["offsets"] = tuple(GroupOffset(**offset) for offset in values.get("offsets", ()))
         values["offset_reasons"] = tuple((g, reason) for g, reason in values.get("offset_reasons", ()))
+        values["hull"] = tuple((x, r) for x, r in values.get("hull", ()))
         offsets = np.array(values.get("bootstrap_offsets", ()), dtype=float)
         values["bootstrap_offsets"] = offsets.reshape(len(values["bootstrap"]), len(values["offsets"]))
         references = np.array(values["bootstrap_references"], dtype=float)

@@ -4,6 +4,9 @@
 - Pareto front: the shapes that no other beats in both expected loss and throughput.
 - Surefire: the fastest shape whose loss stays within the limit with the wanted probability.
 
+All three only among shapes that runs support (`scaling/support.py`), those that were trained at (N, D) themselves and
+not refuted there, and the baseline: elsewhere the law is extended, and its intervals do not know how wrong it is there.
+
 Probabilities are shares of the fit's bootstrap replicates. Losses are compared within a replicate: what two shapes
 share (the level of the loss, above all) cancels, so a difference is known far better than either loss.
 
@@ -11,6 +14,7 @@ Where no run reaches the target, L_opt(N, D) cannot be predicted but differences
 reference every loss is stated as a ratio to L_opt, and the choice is the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,8 +26,10 @@ from scaling.architecture import Architecture
 from scaling.law import Floats
 from scaling.law_fit import LawFit, Prediction, ReferenceSamples
 from scaling.named import named_architecture
+from scaling.points import Integers
 from scaling.quantity import Interval, Measured, NotMeasured, Predicted, Quantity
-from scaling.space import Candidates
+from scaling.space import Candidates, Mask
+from scaling.support import MARGIN, supported
 
 Verdict = Literal["better", "tie", "worse"]
 Role = Literal["surefire", "panda", "baseline", "front"]
@@ -90,8 +96,9 @@ class Shortlist:
 
     Losses are in `unit`. `probability_within_limit` (M,) is the chance that a shape's expected loss is at most the
     limit: `limit` as estimated, `limit_draws` (B, 1) in the replicates. Surefire needs `probability`.
-    `front` runs from the lowest loss to the highest throughput. `surefire` is None where nothing is fast
-    and safe enough, or no throughput is known; `reasons` say why.
+    `supported` (M,) are the shapes that may be chosen. `front` runs from the lowest
+    loss to the highest throughput. `surefire` is None where nothing is fast and safe enough, or no throughput is known;
+    `reasons` say why.
     """
 
     candidates: Candidates
@@ -107,6 +114,7 @@ class Shortlist:
     level: float
     unit: LossUnit
     throughput: Throughput | None
+    supported: Mask
     panda: int
     front: tuple[int, ...]
     surefire: int | None
@@ -128,6 +136,19 @@ class Shortlist:
         )
         return Predicted(value=float(self.loss.mean[index]), unit=self.unit, interval=interval, basis="conditional law")
 
+    def unsupported(self, *, probability: float | None = None) -> Integers:
+        """Shapes that would be safe enough and faster than Surefire, were the law extended to them; fastest first.
+
+        Safe enough is by the shortlist's own probability, unless another is given.
+        """
+        if self.throughput is None:
+            return np.zeros(0, dtype=np.intp)
+        rate = self.throughput.mean
+        fastest = -np.inf if self.surefire is None else rate[self.surefire]
+        wanted = self.probability if probability is None else probability
+        indices = np.flatnonzero((self.probability_within_limit >= wanted) & ~self.supported & (rate > fastest))
+        return np.asarray(indices[np.argsort(-rate[indices], kind="stable")], dtype=np.intp)
+
     def worst(self) -> int:
         """The candidate with the highest expected loss: what a validation can tell from the best."""
         return int(np.argmax(self.loss.mean))
@@ -144,6 +165,8 @@ def recommend(
     reference: ReferenceSamples | None = None,
     loss_limit: LossLimit = "baseline",
     probability: float = 0.8,
+    checked: Mapping[int, Verdict] | None = None,
+    support_margin: float = MARGIN,
 ) -> Shortlist:
     """Choose among candidates at one size and one amount of data.
 
@@ -157,6 +180,9 @@ def recommend(
         reference: reaches (N, D) where that is no fitted cell; a `RelativeLevel` states losses as ratios to L_opt.
         loss_limit: "baseline", the name of a published architecture of this size, or nats per token.
         probability: how sure Surefire must be to stay within the limit.
+        checked: what shapes that were trained at (N, D) are, measured against the baseline: one that is worse is out,
+            another one needs no other runs near it.
+        support_margin: how far beyond the runs a shape may be, in ln x and ln r; infinity lets the law be extended.
 
     Raises:
         ValueError: there is no law, no reference loss at (N, D), or the loss limit is none at this size.
@@ -168,10 +194,16 @@ def recommend(
     else:
         limit, limit_draws = _other_limit(loss_limit, fit, num_parameters, num_tokens, reference)
     within = np.asarray((draws <= limit_draws).mean(axis=0), dtype=float)
-    panda = int(np.argmin(loss.mean))
-    front = _pareto_front(loss.mean, throughput.mean) if throughput else (panda,)
-    surefire, over_runner_up = _surefire(within, throughput, probability)
-    runner_up = _runner_up(loss.mean, panda)
+    may_be_chosen = supported(fit.hull, candidates.x, candidates.r, margin=support_margin)
+    for index, verdict in (checked or {}).items():
+        may_be_chosen[index] = verdict != "worse"
+        within[index] = within[index] if may_be_chosen[index] else 0.0
+    may_be_chosen[baseline] = True
+    of_chosen = np.where(may_be_chosen, loss.mean, np.inf)
+    panda = int(np.argmin(of_chosen))
+    front = _pareto_front(of_chosen, np.where(may_be_chosen, throughput.mean, np.nan)) if throughput else (panda,)
+    surefire, over_runner_up = _surefire(within, throughput, probability, may_be_chosen)
+    runner_up = _runner_up(of_chosen, panda)
 
     def against(index: int | None, other: int | None) -> Comparison | None:
         if index is None or other is None:
@@ -194,6 +226,7 @@ def recommend(
         level=fit.level,
         unit=unit,
         throughput=throughput,
+        supported=may_be_chosen,
         panda=panda,
         front=front,
         surefire=surefire,
@@ -279,7 +312,7 @@ def _compare(loss: Prediction, draws: Floats, index: int, other: int, level: flo
 
 def _runner_up(mean: Floats, best: int) -> int | None:
     order = np.argsort(mean, kind="stable")
-    others = order[order != best]
+    others = order[(order != best) & np.isfinite(mean[order])]
     return int(others[0]) if len(others) else None
 
 
@@ -296,10 +329,12 @@ def _pareto_front(loss: Floats, throughput: Floats) -> tuple[int, ...]:
     return tuple(front)
 
 
-def _surefire(within: Floats, throughput: Throughput | None, probability: float) -> tuple[int | None, float | None]:
+def _surefire(
+    within: Floats, throughput: Throughput | None, probability: float, may_be_chosen: Mask
+) -> tuple[int | None, float | None]:
     if throughput is None:
         return None, None
-    allowed = np.flatnonzero((within >= probability) & np.isfinite(throughput.mean))
+    allowed = np.flatnonzero((within >= probability) & may_be_chosen & np.isfinite(throughput.mean))
     if not len(allowed):
         return None, None
     order = allowed[np.argsort(-throughput.mean[allowed], kind="stable")]
@@ -328,12 +363,27 @@ def _with_reasons(found: Shortlist, fit: LawFit, loss_limit: LossLimit) -> Short
         )
     else:
         reasons += _surefire_reasons(found, found.throughput, found.surefire, limit)
+    reasons += left_out(found)
     for name, optimum, reason in (("x", fit.x_opt, fit.x_opt_reason), ("r", fit.r_opt, fit.r_opt_reason)):
         if optimum is None:
             reasons.append(
                 f"The fit has no optimum of {name}, so predictions lean on the shapes that were run: {reason}"
             )
     return replace(found, reasons=tuple(reasons + _unmeasured_groups(found, fit)))
+
+
+def left_out(found: Shortlist) -> list[str]:
+    """How many faster shapes the law would allow where no run is near, and why they may not be chosen."""
+    beyond = found.unsupported()
+    if not len(beyond):
+        return []
+    fastest, candidates = int(beyond[0]), found.candidates
+    at = f"x {candidates.x[fastest]:.3g}, r {candidates.r[fastest]:.3g}"
+    shapes = "1 faster shape is" if len(beyond) == 1 else f"{len(beyond)} faster shapes are"
+    return [
+        f"{shapes} left out that the law, extended, would allow: no run is within {MARGIN:.0%} of their x and r (the "
+        f"fastest: {candidates.architecture(fastest).label}, {at}). Train a shape like it to know."
+    ]
 
 
 def _limit_in_words(limit: LossLimit) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.fit import LawFit, ShapePoints, fit_conditional
@@ -25,6 +25,7 @@ def test_a_new_draw_falls_outside_as_often_as_the_level_says(num_draws: int) -> 
     assert np.mean((low <= new) & (new <= high)) == pytest.approx(0.9, abs=0.02)
 
 
+@settings(deadline=None)
 @given(slope=st.floats(-1, 1), inverse=st.floats(-1, 1))
 def test_the_best_shape_in_range_is_no_worse_than_any_other(slope: float, inverse: float) -> None:
     bracket = np.array([[1.0, slope, inverse]])

@@ -61,15 +61,16 @@ def test_panda_has_the_lowest_predicted_loss_and_is_near_the_optimum() -> None:
     assert found.panda in found.front
 
 
-def test_the_front_holds_exactly_the_shapes_that_none_beats() -> None:
+def test_the_front_holds_exactly_the_supported_shapes_that_none_beats() -> None:
     found = choose()
     loss, speed = found.loss.mean, throughput().mean
+    near = np.flatnonzero(found.supported)
+    assert len(near) < len(CANDIDATES)
     expected = {
         i
-        for i in range(len(CANDIDATES))
+        for i in near
         if not any(
-            (loss[j] <= loss[i] and speed[j] >= speed[i]) and (loss[j] < loss[i] or speed[j] > speed[i])
-            for j in range(len(CANDIDATES))
+            (loss[j] <= loss[i] and speed[j] >= speed[i]) and (loss[j] < loss[i] or speed[j] > speed[i]) for j in near
         )
     }
     assert set(found.front) == expected
@@ -79,7 +80,7 @@ def test_the_front_holds_exactly_the_shapes_that_none_beats() -> None:
 def test_surefire_is_the_fastest_shape_that_is_safe_enough() -> None:
     found = choose()
     assert found.surefire is not None
-    safe = found.probability_within_limit >= 0.8
+    safe = (found.probability_within_limit >= 0.8) & found.supported
     assert safe[found.surefire]
     assert throughput().mean[found.surefire] == throughput().mean[safe].max()
     assert found.probability_within_limit[BASELINE] == 1.0
@@ -320,3 +321,71 @@ def test_a_recommendation_says_what_was_measured_and_survives_json() -> None:
         reasons=found.reasons,
     )
     assert Recommendation.model_validate_json(answer.model_dump_json()) == answer
+
+
+def arms(corner: tuple[float, float] | None = None) -> LawFit:
+    """Runs on the arms of x and of r, and perhaps one beyond them."""
+    x = np.array([0.11, 0.15, 0.2, 0.3, 0.4, 0.2, 0.2, 0.2, *([] if corner is None else [corner[0]])])
+    r = np.array([1.5, 1.5, 1.5, 1.5, 1.5, 0.6, 3.0, 4.5, *([] if corner is None else [corner[1]])])
+    loss = LAW.predict(x, r, 3.58) + 0.0005 * np.random.default_rng(0).standard_normal(len(x))
+    return fit_conditional(
+        ShapePoints(x=x, r=r, num_parameters=np.full(len(x), 1e5), num_tokens=np.full(len(x), 1e6), loss=loss)
+    )
+
+
+AT_A_CORNER = CANDIDATES.nearest(x=0.36, r=3.2)
+
+
+def with_fast_corner(fit: LawFit, **arguments: object) -> Shortlist:
+    """The corner is the fastest shape by far, and the law, which is true, says that it is safe."""
+    mean = throughput().mean.copy()
+    mean[AT_A_CORNER] = 2 * mean.max()
+    return recommend(
+        fit,
+        CANDIDATES,
+        num_parameters=1e5,
+        num_tokens=1e6,
+        baseline=CANDIDATES.nearest(x=0.12, r=1.5),
+        throughput=Throughput(mean=mean, low=mean, high=mean),
+        **arguments,  # type: ignore[arg-type]
+    )
+
+
+def test_a_shape_that_no_run_is_near_is_left_out_and_the_reasons_say_so() -> None:
+    found = with_fast_corner(arms())
+    assert found.probability_within_limit[AT_A_CORNER] > 0.9
+    assert AT_A_CORNER not in (found.surefire, found.panda, *found.front)
+    assert found.unsupported()[0] == AT_A_CORNER
+    label = CANDIDATES.architecture(AT_A_CORNER).label
+    assert any(
+        "left out" in reason and "no run is within 10%" in reason and label in reason for reason in found.reasons
+    )
+
+
+def test_a_run_there_makes_it_eligible() -> None:
+    corner = float(CANDIDATES.x[AT_A_CORNER]), float(CANDIDATES.r[AT_A_CORNER])
+    found = with_fast_corner(arms(corner))
+    assert found.surefire == AT_A_CORNER
+    assert not any("left out" in reason for reason in found.reasons)
+
+
+def test_a_fit_that_does_not_know_its_runs_rules_nothing_out() -> None:
+    known = arms()
+    plain = known.to_json()
+    del plain["hull"]
+    assert LawFit.from_json(known.to_json()).hull == known.hull
+    assert with_fast_corner(LawFit.from_json(plain)).surefire == AT_A_CORNER
+
+
+@pytest.mark.parametrize("verdict", ["better", "tie"])
+def test_a_shape_that_stood_its_check_needs_no_run_near_it(verdict: str) -> None:
+    assert with_fast_corner(arms(), checked={AT_A_CORNER: verdict}).surefire == AT_A_CORNER
+
+
+def test_a_shape_that_its_check_refuted_is_not_chosen_again() -> None:
+    first = with_fast_corner(arms())
+    assert first.surefire is not None
+    found = with_fast_corner(arms(), checked={first.surefire: "worse", AT_A_CORNER: "worse"})
+    assert found.surefire not in (first.surefire, AT_A_CORNER)
+    assert found.probability_within_limit[first.surefire] == 0.0
+    assert not len(found.unsupported()) or found.unsupported()[0] != AT_A_CORNER
