@@ -109,7 +109,6 @@ def run_study(study: StudySpec, options: RunOptions, *, console: Console) -> Run
                 vitals=vitals,
                 supervisor=supervisor,
             )
-            supervisor.ready()
             finished = coordinator.run()
         except DatabaseError as error:
             raise StoreError(
