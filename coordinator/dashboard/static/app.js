@@ -1,6 +1,6 @@
 // The shell: which page is shown, the theme, the light of the stream, and when pages are asked for again.
 
-import { ApiError, get } from "./api.js";
+import { ApiError } from "./api.js";
 import { announce, h, s } from "./dom.js";
 import { Live } from "./live.js";
 import { missing } from "./parts.js";

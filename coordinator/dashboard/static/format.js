@@ -84,14 +84,6 @@ export function clock(unix) {
   return new Date(1000 * unix).toISOString().slice(11, 19);
 }
 
-/** Bytes by powers of 1024: 512 B, 1.5 MiB. */
-export function bytes(value) {
-  if (value === null || value === undefined) return "not known";
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const step = value < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(value) / 10));
-  return `${trimmed(value / 1024 ** step, 3)} ${units[step]}`;
-}
-
 /** Order of agents: a-2 before a-10. */
 export function byName(one, other) {
   return one.agent.localeCompare(other.agent, "en", { numeric: true });

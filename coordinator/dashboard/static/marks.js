@@ -2,7 +2,7 @@
 
 import { s } from "./dom.js";
 
-export const COLOURS = [
+const COLOURS = [
   ...["ink", "soft", "hair", "law", "band", "recommended", "baseline", "worse", "front", "bad"],
   ...["scale-1", "scale-2", "scale-3", "scale-4", "scale-5", "space", "replicate", "reference", "proposed"],
   ...["validation", "serving", "card"],

@@ -43,7 +43,7 @@ export async function mount(root, { told, open }) {
   }
 
   await refresh();
-  get("/api/figures").then((all) => figures.show(of(all, "overview")), () => {});
+  get("/api/figures").then((all) => figures.show(all.figures.filter((entry) => entry.page === "overview")), () => {});
 
   return {
     refresh,
@@ -52,11 +52,6 @@ export async function mount(root, { told, open }) {
     all: () => figures.all(),
     destroy: () => figures.destroy(),
   };
-}
-
-/** Figures of a page out of the list of all. */
-export function of(all, name) {
-  return all.figures.filter((entry) => entry.page === name);
 }
 
 /** Lines of two lists, newest first, each once. */
@@ -209,7 +204,7 @@ function stages(page) {
         h("li", [
           h("a", { href: `/trials?query=${encodeURIComponent(stage.stage)}` }, words(stage.stage)),
           meter(stage.num_trials ? stage.num_ended / stage.num_trials : 0, { label: `${stage.stage} ended`, tone: stage.num_ended === stage.num_trials ? "good" : "running" }),
-          h("span.n", `${count(stage.num_ended)} / ${count(stage.num_trials)}`),
+          h("span.n", stage.num_trials ? `${count(stage.num_ended)} / ${count(stage.num_trials)}` : "no trial"),
         ]),
       ),
     ),

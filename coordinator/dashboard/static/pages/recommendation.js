@@ -60,31 +60,51 @@ function section(answer) {
       : h("div.columns-3", [built(answer), comparison(answer.loss, answer, 0), comparison(answer.throughput, answer, 1)]),
     h("div.columns-2.even", [why, sure]),
     extraRun(answer),
-    subcard(
-      "Shapes compared",
-      table(
-        "Shapes compared",
-        [{ name: "shape" }, { name: "x", isNumber: true }, { name: "r", isNumber: true }, { name: "predicted loss", isNumber: true }, { name: "measured loss", isNumber: true }, { name: "output tokens/s", isNumber: true }, { name: "within the limit", isNumber: true, title: "Predicted chance that its loss is at most the baseline's" }],
-        answer.shapes.map((one) => [
-          [h("code", one.shape.label), chips(rolesOf(one, answer))],
-          one.shape.x.toPrecision(3),
-          one.shape.r.toPrecision(3),
-          inlineAmount(one.predicted_loss),
-          inlineAmount(one.measured_loss),
-          inlineAmount(one.throughput),
-          h("span.inline-amount.predicted", { title: "predicted" }, percent(one.probability_within_limit)),
-        ]),
-      ),
-    ),
+    compared(answer),
     h("div.columns-2.even", [
-      subcard("Evidence", [
-        h("p.note", "The runs that this answer rests on."),
-        answer.evidence.length
-          ? table("Evidence", [{ name: "run" }, { name: "what" }, { name: "shape" }, { name: "result", isNumber: true }], answer.evidence.map((one) => [trialLink(one.trial_id), one.what, h("code", one.shape), inlineAmount(one.result)]))
-          : missing("No run of its own: the answer is predicted."),
-      ]),
+      evidence(answer),
       subcard("config.json", [h("p.note", "For transformers' AutoModelForCausalLM.from_config, and for the engines."), jsonBlock("config.json", answer.config)]),
     ]),
+  ]);
+}
+
+function compared(answer) {
+  return subcard(
+    "Shapes compared",
+    table(
+      "Shapes compared",
+      [
+        { name: "shape" },
+        { name: "x", isNumber: true },
+        { name: "r", isNumber: true },
+        { name: "predicted loss", isNumber: true },
+        { name: "measured loss", isNumber: true },
+        { name: "output tokens/s", isNumber: true },
+        { name: "within the limit", isNumber: true, title: "Predicted chance that its loss is at most the baseline's" },
+      ],
+      answer.shapes.map((one) => [
+        [h("code", one.shape.label), chips(rolesOf(one, answer))],
+        one.shape.x.toPrecision(3),
+        one.shape.r.toPrecision(3),
+        inlineAmount(one.predicted_loss),
+        inlineAmount(one.measured_loss),
+        inlineAmount(one.throughput),
+        h("span.inline-amount.predicted", { title: "predicted" }, percent(one.probability_within_limit)),
+      ]),
+    ),
+  );
+}
+
+function evidence({ evidence: runs }) {
+  return subcard("Evidence", [
+    h("p.note", "The runs that this answer rests on."),
+    runs.length
+      ? table(
+          "Evidence",
+          [{ name: "run" }, { name: "what" }, { name: "shape" }, { name: "result", isNumber: true }],
+          runs.map((one) => [trialLink(one.trial_id), one.what, h("code", one.shape), inlineAmount(one.result)]),
+        )
+      : missing("No run of its own: the answer is predicted."),
   ]);
 }
 
@@ -174,10 +194,10 @@ function predictions({ predictions: list, answers }) {
   const baseline = (one) => list.find((other) => other.roles.includes("baseline") && other.hardware === one.hardware && other.batch_size === one.batch_size);
   return h("section.card", [
     h("h2.card-title", "On hardware that was not at hand ", tag("predicted")),
-    h("p.note", "Uncalibrated roofline bounds: read ratios, not levels. No interval, since the error on these devices was not measured."),
+    h("p.note", "Output tokens/s by batch, and the ratio to the baseline. Uncalibrated roofline bounds: read ratios, not levels. No interval, since the error on these devices was not measured."),
     table(
       "Predicted output tokens/s by batch size",
-      [{ name: "hardware" }, { name: "shape" }, { name: "tokens/s at a batch of" }, ...batches.map((size) => ({ name: count(size), isNumber: true }))],
+      [{ name: "hardware" }, { name: "shape" }, { name: "role" }, ...batches.map((size) => ({ name: `batch ${count(size)}`, isNumber: true }))],
       [...lines.values()].map((line) => [
         line[0].hardware,
         h("code", line[0].shape),

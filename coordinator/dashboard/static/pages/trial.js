@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
-import { capital, count, duration, figure, moment, percent, plural, short, trimmed, words } from "../format.js";
+import { capital, count, duration, figure, moment, percent, plural, trimmed, words } from "../format.js";
 import { card, facts, inlineAmount, jsonBlock, meter, missing, pageHead, role, shapeFacts, Slots, stat, state, table, time } from "../parts.js";
 import { Logs } from "../logs.js";
 

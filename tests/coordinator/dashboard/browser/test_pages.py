@@ -221,6 +221,16 @@ def test_the_recommended_configuration_is_copied_and_saved(visit, dashboard: str
     assert json.loads(Path(download.value.path()).read_text()) == answer["config"]
 
 
+def test_predictions_have_a_line_for_each_shape_and_a_column_for_each_batch(visit, dashboard: str):
+    opened = visit(dashboard)
+    opened.go("/recommendation")
+    told = opened.page.request.get(f"{opened.origin}/api/recommendation").json()["predictions"]
+    table = opened.page.get_by_role("region", name="Predicted output tokens/s by batch size")
+    assert table.locator("tbody tr").count() == len({(one["hardware"], one["shape"]) for one in told}) > 1
+    assert table.locator("th.n").count() == len({one["batch_size"] for one in told}) > 1
+    assert table.locator(".predicted").count() == len(told)
+
+
 def test_what_is_not_there_is_said_in_a_sentence(visit, dashboard: str):
     opened = visit(dashboard)
     opened.go("/trials/train-000000000000")
