@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.analysis import same_size
+from coordinator.figures.scales import is_fitted
 from coordinator.record import RunRecord
 from scaling.architecture import Architecture
 from scaling.fit import fit_conditional
@@ -109,13 +110,9 @@ def cooks_distances(points: ShapePoints) -> Floats:
 
 def _fitted_runs(record: RunRecord, fit: LawFit) -> list[TrainingObservation]:
     """Finished runs at the fit's size within its range of r."""
-    low, high = fit.r_range
-    return [
-        run
-        for run in record.training.values()
-        if same_size(run.architecture.num_parameters, record.study.fit.num_parameters)
-        and 0.999 * low <= run.architecture.mlp_attention_ratio <= 1.001 * high
-    ]
+    size = record.study.fit.num_parameters
+    runs = (run for run in record.training.values() if same_size(run.architecture.num_parameters, size))
+    return [run for run in runs if is_fitted(run, fit)]
 
 
 def _refit(points: ShapePoints) -> LawFit:

@@ -6,15 +6,14 @@ from typing import Any
 
 from coordinator.analysis import Analysis
 from coordinator.answer_words import LOSS_WORDS, SPEED_WORDS, headline, verdict_words, why_panda
-from coordinator.budget import Speed
 from coordinator.dashboard.pages.page import Amount, Page, Shape, amount, page_facts, shape_of
 from coordinator.dashboard.pages.study import FigureEntry, figure_entry, heldout_error, read_caveats
 from coordinator.dashboard.reads import PageReader, Result
+from coordinator.extra_run import NUM_TIMED, extra_run
 from coordinator.extra_run import ExtraRun as FoundRun
-from coordinator.extra_run import extra_run
 from coordinator.figures.catalogue import entries
 from coordinator.figures.formats import NATS, plural
-from coordinator.forecast import NUM_TIMED, slowdown
+from coordinator.forecast import slowdown
 from coordinator.outputs import named_shapes
 from coordinator.recommendation import HardwareAnswer, Recommendation
 from coordinator.record import RunRecord
@@ -363,9 +362,8 @@ def _extra(
 ) -> FoundRun | NotMeasured:
     if analysis is None:
         return NotMeasured(reason="nothing was fitted")
-    told = store.meta("speed")
-    speed = None if told is None else Speed.model_validate_json(told)
-    slower = 1.0 if speed is None else slowdown(store.newest_trained(NUM_TIMED // 10), speed)
+    speed = record.speed
+    slower = 1.0 if speed is None else slowdown(store.newest_trained(NUM_TIMED), speed)
     return extra_run(
         record.study,
         analysis,
