@@ -8,6 +8,10 @@
 # WORK is an empty folder, SOURCE the repository, PYTHON its interpreter. GIVEN is shared with the machine: `prepare` in
 # it is run before systemd starts, `play` beside it; what units say goes to `log`, and `played` is play's exit status.
 set -euo pipefail
+if [[ $$ -ne 1 ]]; then
+    echo "This would change the machine that it is run on: start it by unshare, as above." >&2
+    exit 2
+fi
 work=$1 source=$2 python=$3 given=$4
 read -r base version packages < <("$python" -c 'import sys, sysconfig
 print(sys.base_prefix, "%d.%d" % sys.version_info[:2], sysconfig.get_path("purelib"))')

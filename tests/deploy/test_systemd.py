@@ -350,6 +350,14 @@ def test_a_study_runs_under_systemd_though_its_agents_are_stopped_and_its_coordi
     assert re.search(rf"gets no new work: {DRAIN_VARIABLE} \S+ exists", told)
 
 
+def test_a_machine_of_its_own_is_never_made_of_this_one(tmp_path: Path) -> None:
+    command = ["bash", ROOT / "tests/deploy/machine.sh", tmp_path, ROOT, sys.executable, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unshare" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @contextmanager
 def group_of_its_own() -> Iterator[Callable[[], None]]:
     """A control group for a machine, and what its first process is to call: systemd makes those of units below it."""
