@@ -18,7 +18,11 @@ import errno
 import sys
 import traceback
 
+from agent.log import ending
 from scaling.observations import Failure, FailureKind, Provenance
+
+MAX_DETAIL_BYTES = 4000
+"""Of a traceback that is kept, its end."""
 
 
 class AgentError(Exception):
@@ -100,6 +104,6 @@ def failure_from(error: BaseException, *, assignment_id: str, provenance: Proven
         assignment_id=assignment_id,
         failure_kind=classify(error),
         message=f"{type(error).__name__}: {error}" if not isinstance(error, AgentError) else str(error),
-        detail="".join(traceback.format_exception(error))[-4000:],
+        detail=ending("".join(traceback.format_exception(error)), MAX_DETAIL_BYTES),
         provenance=provenance,
     )

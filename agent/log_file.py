@@ -25,8 +25,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def last_lines(file: Path) -> str:
     """The end of a log; "" where there is none."""
     with contextlib.suppress(OSError):
-        data, _ = _read(file, 0)
-        return "\n".join(readable_lines(data)[-NUM_LAST_LINES:])
+        data, start = _read(file, 0)
+        return "\n".join(readable_lines(data.partition(b"\n")[2] if start else data)[-NUM_LAST_LINES:])
     return ""
 
 
@@ -45,7 +45,9 @@ class LogFollower:
         if not is_over:
             data = data[: data.rfind(b"\n") + 1]
         skipped, self._offset = start > self._offset, start + len(data)
-        return (*((LEFT_OUT,) if skipped else ()), *readable_lines(data))
+        if skipped:
+            return LEFT_OUT, *readable_lines(data.partition(b"\n")[2])
+        return tuple(readable_lines(data))
 
 
 def follow_own_errors() -> LogFollower | None:
@@ -71,6 +73,8 @@ def readable_lines(data: bytes) -> list[str]:
 
 
 def _readable(line: str) -> str:
-    shown = _COLOUR.sub("", line).rstrip().rsplit("\r", 1)[-1].expandtabs(4)[:MAX_LINE_CHARACTERS]
+    shown = _COLOUR.sub("", line).rstrip().rsplit("\r", 1)[-1].expandtabs(4)
+    if len(shown) > MAX_LINE_CHARACTERS:  # at a space: half a secret would not be known as one
+        shown = f"{shown[:MAX_LINE_CHARACTERS].rpartition(' ')[0]} {LEFT_OUT}"
     # Other control characters: a store and a terminal may not hold them.
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)

@@ -41,6 +41,7 @@ def test_of_a_program_that_says_too_much_the_last_words_are_given(log: Path) -> 
     lines = LogFollower(log).new_lines()
     assert (lines[0], lines[-1]) == (LEFT_OUT, "line 9999")
     assert sum(map(len, lines)) <= MAX_NEW_BYTES
+    assert all(line.startswith("line ") for line in lines[1:])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,8 @@ def test_of_a_program_that_says_too_much_the_last_words_are_given(log: Path) -> 
         ("ends as on Windows\r\n", "ends as on Windows"),
         ("a\tb\n", "a   b"),
         ("bell \x07 and \x00\n", "bell \N{REPLACEMENT CHARACTER} and \N{REPLACEMENT CHARACTER}"),
-        (f"{'x' * 3 * MAX_LINE_CHARACTERS}\n", "x" * MAX_LINE_CHARACTERS),
+        (f"{'word ' * MAX_LINE_CHARACTERS}\n", f"{'word ' * (MAX_LINE_CHARACTERS // 5)}{LEFT_OUT}"),
+        (f"whole {'x' * MAX_LINE_CHARACTERS}\n", f"whole {LEFT_OUT}"),
     ],
 )
 def test_a_line_is_as_a_person_would_see_it(log: Path, written: str, seen: str) -> None:

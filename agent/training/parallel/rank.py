@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from agent.assignment import TrainAssignment
 from agent.blobs import BlobCache
-from agent.failures import BlobMissingError, classify
+from agent.failures import MAX_DETAIL_BYTES, BlobMissingError, classify
+from agent.log import ending
 from agent.training.parallel.strategy import Strategy
 from hwprofiles.value import Value
 from scaling.observations import FailureKind
@@ -92,7 +93,7 @@ def main() -> int:
             unix=time.time(),
             failure_kind=classify(error),
             message=f"{type(error).__name__}: {error}",
-            detail="".join(traceback.format_exception(error))[-4000:],
+            detail=ending("".join(traceback.format_exception(error)), MAX_DETAIL_BYTES),
             micro_batch=micro_batches[0] if micro_batches else None,
         )
         words_file(Path(job.folder), rank).write_text(words.model_dump_json())
