@@ -364,11 +364,14 @@ def _extra(
         return NotMeasured(reason="nothing was fitted")
     speed = record.speed
     slower = 1.0 if speed is None else slowdown(store.newest_trained(NUM_TIMED), speed)
+    # Of the trainings those at the target alone: an answer rests on its check there.
+    checks = [row.trial_id for row in store.trials_of_stages("check", "verdict") if row.phase == "train"]
+    trained = [ending.observation for trial_id in checks for ending in store.endings_of(trial_id)]
     return extra_run(
         record.study,
         analysis,
         answer,
-        record.observations,
+        (*record.observations, *trained),
         speed=speed,
         token_scale=record.token_scale or 1.0,
         slowdown=slower,
