@@ -18,8 +18,8 @@ by a run in the loop, or by one at the target before it is recommended.
 
 Told over studies: how often something else than the baseline was proposed, how often the check refuted it, how often
 what is built in the end is truly worse than the baseline and by how much at most; the throughput of what is built (the
-baseline, where the check refuted the proposal) over the baseline's, and of the fastest shape that is truly no worse; how
-often the interval of the proposal's loss against the baseline's held the truth. All of it is simulated.
+baseline, where the check refuted the proposal) over the baseline's, and of the fastest shape that is truly no worse;
+how often the interval of the proposal's loss against the baseline's held the truth. All of it is simulated.
 """
 
 import argparse

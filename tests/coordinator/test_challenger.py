@@ -9,6 +9,7 @@ from coordinator import planner
 from coordinator.store import Store
 from coordinator.study import read_study
 from scaling.quantity import Measured
+from scaling.support import supported
 
 FAST = {"x_opt": 0.3, "r_opt": 1.7, "x_curvature": 0.05, "r_curvature": 0.015}
 """The law of a real run: flat in r, so that wide shapes with little attention look safe."""
@@ -86,3 +87,23 @@ def test_without_time_the_faster_shape_is_not_checked_and_the_plan_says_why(fini
     plan = planner.next_plan(late)
     assert challenger_of(driver) not in {t.assignment.architecture for t in plan.trials}
     assert any("Not checked, for the budget has no time left" in note for note in plan.notes)
+
+
+def test_a_corner_that_is_legal_at_the_fits_size_is_trained_there_in_the_loop(
+    make_driver, make_world, tmp_path: Path
+) -> None:
+    laptop = read_study("laptop")
+    small_heads = laptop.model_copy(update={"space": laptop.space.model_copy(update={"head_dim": 4})})
+    with Store.create(tmp_path / "corner", small_heads, now_unix=0) as store:
+        driver = make_driver(store, steep_corner(make_world, penalty_nats=0.0))
+        while "round-1" not in driver.state().stages:
+            driver.plan()
+            if "round-1" not in driver.state().stages:
+                driver.run_queue()
+        plan = next(plan for plan in store.plans() if plan.stage == "round-1")
+        hull = driver.state().analysis.law_fit.hull
+    corners = [t for t in plan.trials if "where the law, extended, sees the fastest shape" in t.reason]
+    assert len(corners) == 1
+    assert len(plan.trials) == laptop.fit.num_runs_per_round, "it takes the place of a proposed run"
+    shape = corners[0].assignment.architecture
+    assert not supported(hull, shape.width_ratio, shape.mlp_attention_ratio)[0]
