@@ -159,7 +159,7 @@ class PageReader(StoreReader):
         return [AttemptRow(*row) for row in self._rows("attempts", tail, bindings)]
 
     def benchmarks(self, *, newest: int) -> list[Ending]:
-        """The benchmarks that ended last, in order of arrival."""
+        """The benchmarks that ended last, in order of arrival; all of them for -1."""
         rows = self._rows("observations", "WHERE kind = 'serving' ORDER BY seq DESC LIMIT ?", (newest,))
         return [
             Ending(seq=seq, epoch=epoch, unix=unix, observation=ObservationAdapter.validate_json(record))

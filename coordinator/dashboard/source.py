@@ -27,7 +27,7 @@ from coordinator.dashboard.pages.study import FigureEntry, figure_entry, read_st
 from coordinator.dashboard.pages.trial import read_trial
 from coordinator.dashboard.pages.trials import Phase, TrialState, TrialWords, read_trials
 from coordinator.dashboard.reads import PageReader
-from coordinator.figures.catalogue import OF_LEASES, Entry, entries, figure
+from coordinator.figures.catalogue import Entry, Reads, entries, figure, reads_of
 from coordinator.record import RunRecord, leases_of, outline_of, with_results
 from coordinator.sharing import lean, shared
 from coordinator.status import is_held
@@ -198,9 +198,8 @@ class RunSource:
             if before is not None and (before.facts == facts or self._is_too_soon(before, store, now)):
                 return before.answer
             began = self._work()
-            read = self._records.leases if name in OF_LEASES else self._records.whole
             try:
-                drawn = figure(read(store, facts, self._figures.generation), name)
+                drawn = figure(self._records.of(store, reads_of(name), facts, self._figures.generation), name)
             except KeyError:
                 return None
             answer = answer_of(drawn, store.last_seq())
@@ -324,18 +323,26 @@ class _Records:
         self._leases: tuple[_Key, RunRecord] | None = None
         self._whole: tuple[_Key, RunRecord] | None = None
 
-    def leases(self, store: PageReader, version: _Key, generation: int) -> RunRecord:
-        """Trials and attempts as the store tells them now."""
+    def of(self, store: PageReader, reads: Reads, version: _Key, generation: int) -> RunRecord:
+        """As much of the record as is asked for, as the store tells it now."""
         if generation != self._generation:
             self._forget()
             self._generation = generation
+        match reads:
+            case "benchmarks":
+                return outline_of(store, observations=tuple(one.observation for one in store.benchmarks(newest=-1)))
+            case "leases":
+                return self._leases_of(store, version)
+            case "everything":
+                return self._whole_of(store, version)
+
+    def _leases_of(self, store: PageReader, version: _Key) -> RunRecord:
         if self._leases is None or self._leases[0] != version:
             self._leases = (version, leases_of(store, trials=self._trials(store)))
         return self._leases[1]
 
-    def whole(self, store: PageReader, version: _Key, generation: int) -> RunRecord:
-        """All of the record as the store tells it now."""
-        leases = self.leases(store, version, generation)
+    def _whole_of(self, store: PageReader, version: _Key) -> RunRecord:
+        leases = self._leases_of(store, version)
         if self._whole is None or self._whole[0] != version:
             self._observations += map(_kept_of, store.each_observation(after_seq=self._num_observed))
             self._num_observed = store.last_seq()

@@ -25,6 +25,9 @@ from coordinator.figures.thinning import thinned
 from coordinator.figures.timeline import timeline
 from coordinator.record import RunRecord
 
+Reads = Literal["leases", "benchmarks", "everything"]
+"""What a figure is made of: trials and their attempts; benchmarks, canaries and the recommendation; or all of a record.
+The first two are read soon, however many runs were trained."""
 FigurePage = Literal["overview", "study", "hardware", "recommendation"]
 
 
@@ -37,13 +40,12 @@ class Entry:
     page: FigurePage
     make: Callable[[RunRecord], Figure]
     is_wide: bool = False
-    is_of_leases: bool = False
-    """Whether it is made of trials and their attempts, without what came of them, fits and plans: that is read soon."""
+    reads: Reads = "everything"
 
 
 _ALWAYS = (
-    Entry(name="timeline", title="The run over time", page="overview", make=timeline, is_wide=True, is_of_leases=True),
-    Entry(name="spend", title="Accelerator time spent", page="overview", make=spending, is_of_leases=True),
+    Entry(name="timeline", title="The run over time", page="overview", make=timeline, is_wide=True, reads="leases"),
+    Entry(name="spend", title="Accelerator time spent", page="overview", make=spending, reads="leases"),
     Entry(name="loss-x", title="Loss against x", page="study", make=partial(loss_against, axis="x")),
     Entry(name="loss-r", title="Loss against r", page="study", make=partial(loss_against, axis="r")),
     Entry(name="loss-compute", title="Loss against compute", page="study", make=loss_compute),
@@ -58,12 +60,25 @@ _ALWAYS = (
     Entry(name="fit-error", title="Error of the fit", page="study", make=fit_error),
     Entry(name="residuals", title="Residuals against the predicted loss", page="study", make=residuals),
     Entry(name="influence", title="Which runs move the answer most", page="study", make=influence, is_wide=True),
-    Entry(name="held-out", title="Held-out: prediction against outcome", page="recommendation", make=held_out),
+    Entry(
+        name="held-out",
+        title="Held-out: prediction against outcome",
+        page="recommendation",
+        make=held_out,
+        reads="benchmarks",
+    ),
 )
 
 
-OF_LEASES = frozenset(entry.name for entry in _ALWAYS if entry.is_of_leases)
-"""Figures of a run whose observations need not be read."""
+_OF_BENCHMARKS = ("noise-", "canary-", "roofline")
+"""What the names of the figures of each hardware begin with."""
+
+
+def reads_of(name: str) -> Reads:
+    """What the figure of this name is made of, before it is known whether the run has one."""
+    if name.startswith(_OF_BENCHMARKS):
+        return "benchmarks"
+    return next((entry.reads for entry in _ALWAYS if entry.name == name), "everything")
 
 
 def entries(record: RunRecord) -> tuple[Entry, ...]:
