@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -319,10 +320,16 @@ SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_s
 EXPOSED = {f"archfleet_{name}{end}" for name, family in CATALOGUE.items() for end in SUFFIXES[family.kind]}
 
 
+@cache
+def recorded() -> frozenset[str]:
+    """Names that rules give to what they record, as patterns."""
+    rules = [rule for group in rule_groups() for rule in group["rules"]]
+    return frozenset(re.escape(rule["record"]) for rule in rules if "record" in rule)
+
+
 def strangers(text: str) -> set[str]:
     """Names of metrics in a text that no coordinator exposes; those of recording rules left out."""
-    recorded = {re.escape(rule["record"]) for group in rule_groups() for rule in group["rules"] if "record" in rule}
-    bare = re.sub("|".join(recorded), "", text)
+    bare = re.sub("|".join(recorded()), "", text)
     return set(re.findall(r"(?<![\w/.-])archfleet_[a-z_]+[a-z](?![\w-])", bare)) - EXPOSED
 
 
