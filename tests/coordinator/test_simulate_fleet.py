@@ -38,7 +38,9 @@ def simulated(faults: Faults, *, seed: int = 0) -> dict[str, Any]:
 def test_a_healthy_fleet_runs_the_study_once_through():
     result = simulated(Faults())
     assert result["kept"], result["violations"]
-    assert result["num_trials"] == result["num_succeeded"] == result["num_attempts"] == 100
+    assert result["num_trials"] == result["num_succeeded"] == result["num_attempts"]
+    # Asked for are the planned ones; a faster shape that no run is near may be checked at the target as well.
+    assert 100 <= result["num_trials"] <= 104
     assert result["failed_attempts"] == result["rejected_reports"] == {}
     assert 0 < result["ideal_hours"] < result["simulated_hours"]
     assert result["utilisation"] == pytest.approx(result["useful_share"], rel=0.05)
