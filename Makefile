@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .engines
 
-.PHONY: help run quick test lint types pytest tools dashboards bench bench-fleet bench-train bench-train-gpu bench-gpu peers engines harness sglang clean
+.PHONY: help run quick test lint types pytest tools dashboards bench bench-fleet bench-dashboard bench-choice bench-train bench-train-gpu bench-gpu peers engines harness sglang clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -55,6 +55,15 @@ bench-fleet: $(STAMP) $(ENGINES)/peers/.installed ## store, scrape and fleet: sp
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_store.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scrape.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_fleet.py
+
+bench-dashboard: $(STAMP) ## pages of 10,000 trials alone and in Chromium, 100 open pages, the report of 1,000 trials; some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_pages.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_dashboard.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_report.py
+
+bench-choice: $(STAMP) ## simulated studies where the law holds and where it does not: what is recommended, refuted, lost
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_choice.py
 
 bench-train: $(STAMP) $(ENGINES)/accelerate/.installed ## speed of training beside a plain loop and transformers' Trainer in turns, a checkpoint's stall; some ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_train.py --stall 297m
