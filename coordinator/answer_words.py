@@ -62,6 +62,6 @@ def why_panda(answer: HardwareAnswer, baseline: Architecture, found: Speedup) ->
         speed += f" ({found.ratio.value:.2f} times its output tokens/s)"
     advice = " Where speed matters more than loss, keep the baseline." if found.verdict == "slower" else ""
     return (
-        "No Surefire: nothing that was measured is faster than the baseline and sure enough to keep its loss. So the "
-        f"shape with the lowest loss is proposed; {speed}.{advice}"
+        "No Surefire: nothing that was benchmarked is faster than the baseline and sure enough to keep its loss. So "
+        f"the shape with the lowest loss is proposed; {speed}.{advice}"
     )

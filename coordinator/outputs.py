@@ -136,7 +136,11 @@ def _write(path: Path, text: str) -> Path:
 def closing_words(run_directory: Path) -> str:
     """What a finished run says last: the answer, and where everything is."""
     record = read_record(run_directory)
-    answer = record.recommendation.sentence() if record.recommendation else "none: no law could be fitted"
+    answer = (
+        record.recommendation.sentence(simulated=record.is_simulated)
+        if record.recommendation
+        else "none: no law could be fitted"
+    )
     answer = answer.replace("\n", f"\n{' ' * 16}")
     return (
         f"\nrecommendation: {answer}\n"

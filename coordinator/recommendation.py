@@ -65,16 +65,16 @@ class HardwareAnswer(Value):
         """False where the proposed shape was trained at the target and its loss came out higher than the baseline's."""
         return self.measured_verdict != "worse"
 
-    def sentence(self) -> str:
-        """The answer in one line."""
-        simulated = "SIMULATED by the engine `fake`: " if self.engine == "fake" else ""
+    def sentence(self, *, simulated: bool) -> str:
+        """The answer in one line; `simulated` where a simulated fleet told the losses. `fake` simulates rates alone."""
+        of_losses, of_rates = _kind(simulated), _kind(simulated or self.engine == "fake")
         verdict = {"better": "lower than", "tie": "a tie with", "worse": "higher than", None: "not compared with"}
         lead, refuted = ("", "") if self.stands else ("Keep the baseline: the proposed ", " failed its check")
         return (
-            f"{simulated}{lead}{self.role.capitalize()} {self.recommended.label}{refuted}; its measured loss at N = "
-            f"{self.answer.num_parameters:,} is {verdict[self.measured_verdict]} the baseline's"
-            f"{_difference(self.loss_difference)}; throughput {_rate(self.recommended_throughput)} against "
-            f"{_rate(self.baseline_throughput)} output tokens/s on {self.hardware}"
+            f"{_warning(of_losses, of_rates)}{lead}{self.role.capitalize()} {self.recommended.label}{refuted}; its "
+            f"{of_losses} loss at N = {self.answer.num_parameters:,} is {verdict[self.measured_verdict]} the baseline's"
+            f"{_difference(self.loss_difference)}; throughput {_rate(self.recommended_throughput, of_rates)} against "
+            f"{_rate(self.baseline_throughput, of_rates)} output tokens/s on {self.hardware}"
         )
 
 
@@ -114,9 +114,9 @@ class Recommendation(Value):
         """The hardware for which a shape is recommended."""
         return tuple(answer.hardware for answer in self.answers if answer.recommended == shape)
 
-    def sentence(self) -> str:
-        """The answers, one a line."""
-        return "\n".join(answer.sentence() for answer in self.answers)
+    def sentence(self, *, simulated: bool) -> str:
+        """The answers, one a line; `simulated` where a simulated fleet told the losses."""
+        return "\n".join(answer.sentence(simulated=simulated) for answer in self.answers)
 
 
 def as_schema_2(record: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +129,20 @@ def as_schema_2(record: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "schema_version": 2, "answers": [{**answer, "dtype": dtype}]}
 
 
+_Origin = Literal["measured", "simulated"]
+
+
+def _kind(simulated: bool) -> _Origin:
+    return "simulated" if simulated else "measured"
+
+
+def _warning(of_losses: _Origin, of_rates: _Origin) -> str:
+    """What the answer begins with where not all of it was measured."""
+    if of_losses == "simulated":
+        return "SIMULATED: "
+    return "SIMULATED throughput, by the engine `fake`: " if of_rates == "simulated" else ""
+
+
 def _difference(difference: Measured | NotMeasured) -> str:
     if isinstance(difference, NotMeasured):
         return f" ({difference.reason})"
@@ -139,11 +153,11 @@ def _difference(difference: Measured | NotMeasured) -> str:
     return f" ({difference.value:+.4f} nats/token, {between})"
 
 
-def _rate(quantity: Quantity) -> str:
+def _rate(quantity: Quantity, origin: _Origin) -> str:
     if isinstance(quantity, NotMeasured):
         return f"not measured ({quantity.reason})"
     interval = f" [{quantity.interval.low:,.0f}, {quantity.interval.high:,.0f}]" if quantity.interval else ""
-    return f"{quantity.value:,.0f}{interval} ({quantity.kind})"
+    return f"{quantity.value:,.0f}{interval} ({origin if isinstance(quantity, Measured) else quantity.kind})"
 
 
 def make_recommendation(

@@ -7,6 +7,7 @@ from typing import Any
 
 from coordinator.analysis import Analysis
 from coordinator.budget import Speed
+from coordinator.course import Course, course_of
 from coordinator.events import Fitted
 from coordinator.plan import Plan
 from coordinator.recommendation import Recommendation
@@ -47,6 +48,13 @@ class RunRecord:
     recommendation: Recommendation | None
     is_simulated: bool
     """Whether the fleet was simulated: then nothing here was measured. The engine `fake` simulates rates alone."""
+    read_course: Course | None = None
+    """The run's course where it was read without trials and attempts."""
+
+    @cached_property
+    def course(self) -> Course:
+        """Who worked on what and when."""
+        return course_of(self.trials, self.attempts) if self.read_course is None else self.read_course
 
     @cached_property
     def plans(self) -> tuple[Plan, ...]:
@@ -85,27 +93,22 @@ def read_record(run_directory: Path) -> RunRecord:
     """
     with StoreReader.open(run_directory) as store:
         store.check()
-        leases = leases_of(store, trials=tuple(store.trials()))
-        return with_results(store, leases, observations=tuple(store.observations()))
+        return whole_of(store, trials=tuple(store.trials()), observations=tuple(store.observations()))
 
 
-def leases_of(store: StoreReader, *, trials: tuple[TrialRow, ...]) -> RunRecord:
-    """The run with its trials and their attempts, without what came of them, plans and fits."""
-    return replace(outline_of(store, observations=()), trials=trials, attempts=tuple(store.attempts()))
-
-
-def with_results(store: StoreReader, leases: RunRecord, *, observations: tuple[Observation, ...]) -> RunRecord:
-    """The whole record: what came of the trials, plans and fits too.
+def whole_of(store: StoreReader, *, trials: tuple[TrialRow, ...], observations: tuple[Observation, ...]) -> RunRecord:
+    """The whole record.
 
     Args:
         store: whose run it is.
-        leases: its record so far, of the same moment.
+        trials: all of them as they are now.
         observations: as somebody has read them already.
     """
     fit = store.last_fit()
     return replace(
-        leases,
-        observations=observations,
+        outline_of(store, observations=observations),
+        trials=trials,
+        attempts=tuple(store.attempts()),
         planned=tuple(store.decisions("plan")),
         fits=tuple(store.fits()),
         analysis=None if fit is None else Analysis.from_json(fit.record),

@@ -10,6 +10,7 @@ from typing import Any
 from coordinator.analysis import Analysis
 from coordinator.live import clock
 from coordinator.recommendation import Recommendation
+from coordinator.record import is_simulated
 from coordinator.store import LOCK_NAME, StoreReader
 
 
@@ -60,7 +61,9 @@ def _status_of(store: StoreReader, *, is_held: bool) -> dict[str, Any]:
         "spent_agent_seconds": sum(count.spent_seconds for count in store.counts()),
         "token_scale": None if token_scale is None else float(token_scale),
         "law": None if fit is None else Analysis.from_json(fit.record).sentence(),
-        "recommendation": None if recommendation is None else Recommendation.model_validate(recommendation).sentence(),
+        "recommendation": None
+        if recommendation is None
+        else Recommendation.model_validate(recommendation).sentence(simulated=is_simulated(store)),
     }
 
 

@@ -61,10 +61,10 @@ class ThroughputRanking(Value):
     def sentence(self) -> str:
         """How good the predictions were, in one line."""
         if self.median_error is None:
-            return f"Predicted throughput was not compared with measured: {self.note}"
+            return f"Predicted throughput was not compared with benchmarks: {self.note}"
         rank = "" if self.spearman is None else f", Spearman {self.spearman:.2f}"
         return (
-            f"Predicted against measured throughput of {self.num_compared} shapes, each predicted from the others: "
+            f"Predicted against benchmarked throughput of {self.num_compared} shapes, each predicted from the others: "
             + (f"median error {self.median_error:.1%}{rank}.")
         )
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from coordinator.course import Spent, Stint
 from coordinator.database import Value
 from coordinator.events import Fitted, event_of
 from coordinator.store import StoreReader
-from coordinator.store_rows import AttemptRow, CanaryRow, TrialRow
+from coordinator.store_rows import AttemptRow, CanaryRow, TrialRow, Work
 from scaling.observations import Observation, ObservationAdapter
 
 _CHUNK = 500
@@ -44,6 +45,17 @@ class Standing(NamedTuple):
 
     position: int
     told: str
+
+
+class _Begun(Work):
+    """A trial's work of which only the beginning was read: its role stands there. The rest is read when asked for."""
+
+    __slots__ = ()
+
+    def __init__(self, position: int, trial_id: str, begin: str, texts: WorkTexts) -> None:
+        super().__init__(position, trial_id, None, texts)
+        found = _ROLE.match(begin)
+        self._role = cast("Role", found[1]) if found else None
 
 
 class PageReader(StoreReader):
@@ -174,6 +186,47 @@ class PageReader(StoreReader):
     def num_retries(self) -> int:
         """Leases beyond the first of their trial."""
         return self._database.number("SELECT coalesce(sum(max(0, attempts - 1)), 0) FROM trials")
+
+    # The run over time: rows as they are; who looks at one trial looks at their checksums
+
+    def works(self, *, after_position: int) -> list[tuple[int, str, Work]]:
+        """Position, id and work of the trials behind a position; of the work only the role is read at once."""
+        found = self._database.rows(
+            f"SELECT position, trial_id, substr(planned, 1, {_ROLE_LETTERS}) FROM work "
+            "WHERE position > ? ORDER BY position",
+            (after_position,),
+        )
+        return [(position, trial_id, _Begun(position, trial_id, begin, self)) for position, trial_id, begin in found]
+
+    def stints(self, works: Mapping[str, Work], *, from_seq: int) -> list[Stint]:
+        """Attempts that were begun, in the order of leasing, from a number on.
+
+        Args:
+            works: by trial id, of all the trials.
+            from_seq: of the first attempt that is wanted.
+        """
+        found = self._database.rows(
+            "SELECT seq, trial_id, agent, CASE WHEN ended_unix IS NULL THEN "
+            "(SELECT leased_unix FROM trials WHERE trials.trial_id = attempts.trial_id) ELSE leased_unix END AS start, "
+            "ended_unix, outcome, failure_kind FROM attempts WHERE seq >= ? AND start IS NOT NULL ORDER BY seq",
+            (from_seq,),
+        )
+        return [Stint(*row, work.role, work) for row in found for work in (works[row[1]],)]
+
+    def spent(self) -> list[Spent]:
+        """What the trials that have ended took, in planned order."""
+        query = "SELECT ended_unix, phase, spent_seconds FROM trials WHERE ended_unix IS NOT NULL ORDER BY position"
+        return [Spent._make(row) for row in self._database.rows(query)]
+
+    def latest_unix(self) -> float:
+        """When a trial was begun or ended last; 0 where none was."""
+        ((begun, ended),) = self._database.rows("SELECT max(leased_unix), max(ended_unix) FROM trials")
+        return max(begun or 0.0, ended or 0.0)
+
+    def first_held(self) -> int | None:
+        """Number of the first attempt that has not ended; null where all have."""
+        ((seq,),) = self._database.rows("SELECT min(seq) FROM attempts WHERE ended_unix IS NULL")
+        return None if seq is None else int(seq)
 
     # Canaries
 

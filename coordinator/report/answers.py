@@ -85,7 +85,7 @@ def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAn
         dtype=answer.dtype,
         headline=headline(answer, recommendation.baseline),
         why_panda=why_panda(answer, recommendation.baseline, found),
-        sentence=answer.sentence(),
+        sentence=answer.sentence(simulated=record.is_simulated),
         verdicts=tuple(verdict_words(answer, recommendation.baseline, found)),
         standing=proposal(answer),
         role=answer.role,

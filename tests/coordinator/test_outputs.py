@@ -80,7 +80,7 @@ def test_a_run_without_recommendation_gets_report_and_table_alone(store: Store) 
 
 def test_closing_words_give_the_answer_and_the_places(written_run: Path) -> None:
     words = closing_words(written_run)
-    assert read_record(written_run).recommendation.sentence() in words
+    assert read_record(written_run).recommendation.sentence(simulated=False) in words
     assert str(written_run / "report.html") in words
 
 

@@ -104,7 +104,7 @@ def test_without_valid_benchmarks_panda_is_recommended_and_throughput_is_not_mea
     assert found.role == "panda"
     recommendation = recommendation_from(state, found, invalid)
     assert isinstance(recommendation.answers[0].recommended_throughput, NotMeasured)
-    assert "not measured" in recommendation.sentence()
+    assert "not measured" in recommendation.sentence(simulated=False)
 
 
 def test_held_out_rows_set_prediction_beside_measurement(recommendation: Recommendation) -> None:
@@ -138,20 +138,28 @@ def test_measured_difference_decides_the_verdict(state, choice, nats: float, ver
     (answer,) = recommendation.answers
     assert answer.loss_difference.value == pytest.approx(nats)
     assert answer.measured_verdict == verdict
-    assert words in recommendation.sentence()
+    assert words in recommendation.sentence(simulated=False)
     assert answer.stands == (verdict != "worse")
 
 
 def test_a_shape_that_failed_its_check_is_not_called_the_answer(state, choice) -> None:
     recommendation = recommendation_from(state, choice, with_loss_difference(state, choice, 0.2))
-    assert recommendation.sentence().startswith("Keep the baseline: the proposed ")
-    assert "failed its check" in recommendation.sentence()
+    assert recommendation.sentence(simulated=False).startswith("Keep the baseline: the proposed ")
+    assert "failed its check" in recommendation.sentence(simulated=False)
 
 
-def test_simulated_throughput_is_never_told_as_if_it_were_real(recommendation: Recommendation) -> None:
+def test_what_is_simulated_is_never_told_as_if_it_were_measured(recommendation: Recommendation) -> None:
     (answer,) = recommendation.answers
-    assert "SIMULATED" not in answer.sentence()
-    assert answer.model_copy(update={"engine": "fake"}).sentence().startswith("SIMULATED by the engine `fake`: ")
+    assert "simulated" not in answer.sentence(simulated=False).lower()
+    fake = answer.model_copy(update={"engine": "fake"}).sentence(simulated=False)
+    assert fake.startswith("SIMULATED throughput, by the engine `fake`: ")
+    assert "its measured loss" in fake
+    assert "(measured)" not in fake
+    assert fake.count("(simulated)") == 2
+    simulated = recommendation.sentence(simulated=True)
+    assert simulated.startswith("SIMULATED: ")
+    assert "its simulated loss" in simulated
+    assert "measured" not in simulated
 
 
 def test_difference_has_an_interval_around_it(recommendation: Recommendation) -> None:
@@ -169,7 +177,7 @@ def test_missing_runs_at_the_target_leave_the_comparison_unmade(state, choice) -
     assert recommendation.answers[0].measured_verdict is None
     assert recommendation.held_out == ()
     assert recommendation.heldout_error_ratio is None
-    assert "not compared with" in recommendation.sentence()
+    assert "not compared with" in recommendation.sentence(simulated=False)
 
 
 def test_the_baseline_itself_as_the_answer_is_not_compared_with_itself(state, choice) -> None:
@@ -180,7 +188,7 @@ def test_the_baseline_itself_as_the_answer_is_not_compared_with_itself(state, ch
     (answer,) = recommendation.answers
     assert answer.recommended == recommendation.baseline
     assert answer.loss_difference == NotMeasured(reason="the recommended shape is the baseline itself")
-    assert "the baseline itself" in recommendation.sentence()
+    assert "the baseline itself" in recommendation.sentence(simulated=False)
 
 
 def test_other_hardware_is_predicted_for_both_shapes_at_every_batch(study, recommendation: Recommendation) -> None:

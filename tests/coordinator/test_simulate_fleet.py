@@ -22,6 +22,7 @@ from coordinator.simulate_fleet import (
     simulate_fleet,
     simulated_study,
 )
+from coordinator.status import read_status
 
 SOME = {"num_agents": 16, "num_trials": 100}
 OFTEN = Faults(
@@ -95,7 +96,10 @@ def test_a_study_of_the_users_is_simulated_and_kept_for_the_dashboard(tmp_path: 
     assert record.state == "finished"
     assert record.study.name == "simulated-quick"
     assert record.recommendation is not None
-    assert record.recommendation.sentence().startswith("SIMULATED by the engine `fake`: ")
+    told = read_status(out)["recommendation"]
+    assert told.startswith("SIMULATED: ")
+    assert "its simulated loss" in told
+    assert "(measured)" not in told
     with pytest.raises(UserError, match="kept"):
         simulate_fleet(FleetSimulation(study="quick"), out=out)
 

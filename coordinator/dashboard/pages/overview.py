@@ -213,7 +213,9 @@ def read_overview(store: PageReader, *, now_unix: float, is_held: bool) -> Overv
         failures=tuple(failure_counts(attempts)),
         num_refused_reports=sum(store.rejection_counts().values()),
         law=None if fit is None else law_sentence(fit),
-        recommendation=() if answer is None else tuple(one.sentence() for one in answer.answers),
+        recommendation=()
+        if answer is None
+        else tuple(one.sentence(simulated=is_simulated(store)) for one in answer.answers),
         newest=tuple(_newest(store)),
     )
 

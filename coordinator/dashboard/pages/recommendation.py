@@ -220,14 +220,14 @@ def _answers(
             headline=headline(answer, told.baseline),
             recommended=shape_of(answer.recommended),
             baseline=shape_of(told.baseline),
-            sentence=answer.sentence(),
+            sentence=answer.sentence(simulated=record.is_simulated),
             verdicts=tuple(verdict_words(answer, told.baseline, ratio)),
             why=tuple(_why(answer, told.baseline, ratio)),
             loss=_loss(answer, told, simulated=record.is_simulated),
             throughput=_throughput(answer, ratio, simulated=_is_rate_simulated(answer, record)),
             shapes=tuple(_shapes(answer, shapes, record)),
             evidence=tuple(_evidence(store, answer, told, record)),
-            uncertainty=tuple(_uncertainty(answer, told, analysis)),
+            uncertainty=tuple(_uncertainty(answer, told, analysis, simulated=record.is_simulated)),
             extra_run=None if found is None else _extra_line(found),
             no_extra_run_because=extra.reason if isinstance(extra, NotMeasured) else "",
             config_name=name,
@@ -334,7 +334,9 @@ def _run_loss(result: Result | None) -> Measured | NotMeasured:
     )
 
 
-def _uncertainty(answer: HardwareAnswer, told: Recommendation, analysis: Analysis | None) -> Iterator[str]:
+def _uncertainty(
+    answer: HardwareAnswer, told: Recommendation, analysis: Analysis | None, *, simulated: bool
+) -> Iterator[str]:
     chance = next((one.probability_within_limit for one in answer.answer.shapes if _is(one, answer)), None)
     if chance is not None:
         yield f"Predicted chance that its loss is at most the baseline's: {chance:.0%}."
@@ -342,7 +344,8 @@ def _uncertainty(answer: HardwareAnswer, told: Recommendation, analysis: Analysi
         yield f"The difference in loss was not measured: {answer.loss_difference.reason}."
     elif answer.loss_difference.interval is not None:
         difference = amount(answer.loss_difference, signed=True)
-        yield f"Measured difference in loss: {difference.text} {difference.unit}, {difference.interval}."
+        origin = "Simulated" if simulated else "Measured"
+        yield f"{origin} difference in loss: {difference.text} {difference.unit}, {difference.interval}."
     if analysis is not None and analysis.law_fit.residual_sd is not None:
         yield f"One run spreads about the law by {analysis.law_fit.residual_sd:.4f} nats/token (sd)."
     if told.heldout_error_ratio is not None:

@@ -70,6 +70,11 @@ export function amount(value, { isSmall = false } = {}) {
   ]);
 }
 
+/** What those of these Amounts are that are there at all: measured or simulated. */
+export function originOf(amounts) {
+  return amounts.find((one) => one.kind !== "not measured")?.kind ?? "measured";
+}
+
 /** An Amount in one line for tables; its note is told on hovering. `absent`: what is said where there is none. */
 export function inlineAmount(value, { absent = "not measured" } = {}) {
   if (value.text === "") return h("span.absent", { title: value.note }, absent);

@@ -107,7 +107,7 @@ def test_figures_take_their_colours_from_the_style_sheet(page: str) -> None:
 
 def test_the_answer_is_the_recommendations_own_sentence(page: str, finished: RunRecord) -> None:
     assert finished.recommendation is not None
-    assert finished.recommendation.sentence() in read(page).text
+    assert finished.recommendation.sentence(simulated=False) in read(page).text
 
 
 def test_every_run_has_a_row_with_its_measured_loss(page: str, finished: RunRecord) -> None:

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
 import { capital, count, moment, percent, short, words } from "../format.js";
-import { amount, card, caveats, copyButton, facts, inlineAmount, intervals, jsonBlock, missing, pageHead, sentences, Slots, stat, subcard, table, tag, trialLink } from "../parts.js";
+import { amount, card, caveats, copyButton, facts, inlineAmount, intervals, jsonBlock, missing, originOf, pageHead, sentences, Slots, stat, subcard, table, tag, trialLink } from "../parts.js";
 
 const SHAPE_ROWS = [
   ["N (non-embedding)", (shape) => short(shape.num_parameters)],
@@ -78,7 +78,7 @@ function compared(answer) {
         { name: "x", isNumber: true },
         { name: "r", isNumber: true },
         { name: "predicted loss", isNumber: true },
-        { name: "measured loss", isNumber: true },
+        { name: `${originOf(answer.shapes.map((one) => one.measured_loss))} loss`, isNumber: true },
         { name: "output tokens/s", isNumber: true },
         { name: "within the limit", isNumber: true, title: "Predicted chance that its loss is at most the baseline's" },
       ],

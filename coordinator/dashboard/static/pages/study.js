@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { h } from "../dom.js";
 import { FigureGroup } from "../figures.js";
 import { capital, moment, plural, short, signedPercent, words } from "../format.js";
-import { card, caveats, facts, inlineAmount, missing, pageHead, part, plainStat, sentences, Slots, stat, subcard, table } from "../parts.js";
+import { card, caveats, facts, inlineAmount, missing, originOf, pageHead, part, plainStat, sentences, Slots, stat, subcard, table } from "../parts.js";
 
 const LARGE_CONDITION = 100;
 
@@ -72,7 +72,7 @@ function stats(law) {
       law.condition_number === null ? "none" : short(law.condition_number),
       law.condition_number === null ? "nothing was fitted" : law.condition_number > LARGE_CONDITION ? "large: the runs hardly tell the coefficients apart" : "of the design; 1 is ideal",
     ),
-    stat("error at the target", law.heldout_error, { help: "Median of |predicted - measured| / measured over the shapes trained at the target" }),
+    stat("error at the target", law.heldout_error, { help: "Median of |predicted - outcome| / outcome over the shapes trained at the target" }),
   ]);
 }
 
@@ -109,11 +109,12 @@ function quality(law) {
 
 function heldOut(rows) {
   if (!rows.length) return null;
+  const origin = originOf(rows.map((row) => row.measured));
   return subcard("Held-out check", [
-    h("p.note", `Losses in nats/token at the target, which no fit has seen: ${plural(rows.length, "shape")}. Error: predicted over measured, minus one.`),
+    h("p.note", `Losses in nats/token at the target, which no fit has seen: ${plural(rows.length, "shape")}. Error: predicted over ${origin}, minus one.`),
     table(
       "Held-out check",
-      [{ name: "role" }, { name: "shape" }, { name: "predicted", isNumber: true }, { name: "measured", isNumber: true }, { name: "error", isNumber: true }],
+      [{ name: "role" }, { name: "shape" }, { name: "predicted", isNumber: true }, { name: origin, isNumber: true }, { name: "error", isNumber: true }],
       rows.map((row) => [row.role, h("code", row.shape.label), inlineAmount(row.predicted), inlineAmount(row.measured), row.error === null ? "no prediction" : signedPercent(row.error, 2)]),
     ),
   ]);

@@ -96,7 +96,7 @@ def test_overview_of_a_finished_run_counts_what_the_store_holds(pages: Pages, fi
     ]
     assert overview.seq == overview.newest[0].seq == pages.store.last_seq()
     assert [one.seq for one in overview.newest] == sorted((one.seq for one in overview.newest), reverse=True)
-    assert overview.recommendation[0] == record.recommendation.answers[0].sentence()
+    assert overview.recommendation[0] == record.recommendation.answers[0].sentence(simulated=False)
 
 
 def test_a_run_that_nobody_holds_was_killed_or_runs_by_its_lock(live: Pages) -> None:
