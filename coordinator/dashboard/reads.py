@@ -1,21 +1,26 @@
 """PageReader: a run's store as the pages ask it: one trial, some trials, the newest facts, all as of one moment."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic_core import from_json
 
 from coordinator.course import Spent, Stint
 from coordinator.database import Value
 from coordinator.events import Fitted, event_of
+from coordinator.plan import Role
 from coordinator.store import StoreReader
-from coordinator.store_rows import AttemptRow, CanaryRow, TrialRow, Work
+from coordinator.store_rows import AttemptRow, CanaryRow, TrialRow, Work, WorkTexts
 from scaling.observations import Observation, ObservationAdapter
 
 _CHUNK = 500
 """SQLite takes some thousands of bindings at a time."""
+_ROLE = re.compile(r'\{"role":"([a-z]+)"')
+_ROLE_LETTERS = 32
+"""Of a planned trial as it is written: more than its role takes, with which it begins."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from coordinator.analysis import Analysis
+from coordinator.course import Course, Stint, in_order
 from coordinator.dashboard.pages.hardware import read_hardware
 from coordinator.dashboard.pages.overview import read_overview
 from coordinator.dashboard.pages.page import Page
@@ -28,7 +29,7 @@ from coordinator.dashboard.pages.trial import read_trial
 from coordinator.dashboard.pages.trials import Phase, TrialState, TrialWords, read_trials
 from coordinator.dashboard.reads import PageReader
 from coordinator.figures.catalogue import Entry, Reads, entries, figure, reads_of
-from coordinator.record import RunRecord, leases_of, outline_of, with_results
+from coordinator.record import RunRecord, outline_of, whole_of
 from coordinator.sharing import lean, shared
 from coordinator.status import is_held
 from coordinator.store import FILE_NAME
@@ -320,7 +321,8 @@ class _Records:
         self._observations: list[Observation] = []
         self._num_observed = 0
         self._works: dict[str, Work] = {}
-        self._leases: tuple[_Key, RunRecord] | None = None
+        self._courses = _Courses()
+        self._timed: tuple[_Key, RunRecord] | None = None
         self._whole: tuple[_Key, RunRecord] | None = None
 
     def of(self, store: PageReader, reads: Reads, version: _Key, generation: int) -> RunRecord:
@@ -332,21 +334,22 @@ class _Records:
             case "benchmarks":
                 return outline_of(store, observations=tuple(one.observation for one in store.benchmarks(newest=-1)))
             case "leases":
-                return self._leases_of(store, version)
+                return self._timed_of(store, version)
             case "everything":
                 return self._whole_of(store, version)
 
-    def _leases_of(self, store: PageReader, version: _Key) -> RunRecord:
-        if self._leases is None or self._leases[0] != version:
-            self._leases = (version, leases_of(store, trials=self._trials(store)))
-        return self._leases[1]
+    def _timed_of(self, store: PageReader, version: _Key) -> RunRecord:
+        """With the course of the run in place of its trials and attempts."""
+        if self._timed is None or self._timed[0] != version:
+            self._timed = (version, replace(outline_of(store, observations=()), read_course=self._courses.of(store)))
+        return self._timed[1]
 
     def _whole_of(self, store: PageReader, version: _Key) -> RunRecord:
-        leases = self._leases_of(store, version)
         if self._whole is None or self._whole[0] != version:
             self._observations += map(_kept_of, store.each_observation(after_seq=self._num_observed))
             self._num_observed = store.last_seq()
-            self._whole = (version, with_results(store, leases, observations=tuple(self._observations)))
+            record = whole_of(store, trials=self._trials(store), observations=tuple(self._observations))
+            self._whole = (version, record)
         return self._whole[1]
 
     def _trials(self, store: PageReader) -> tuple[TrialRow, ...]:
@@ -354,6 +357,30 @@ class _Records:
         rows = tuple(row._replace(work=self._works.get(row.trial_id, row.work)) for row in store.trials())
         self._works = {row.trial_id: row.work for row in rows}
         return rows
+
+
+class _Courses:
+    """The course of a run, of which only what may have changed is read again."""
+
+    def __init__(self) -> None:
+        self._works: dict[str, Work] = {}
+        self._num_works = 0
+        """Position of the last of them."""
+        self._ended: list[Stint] = []
+        """The stints before the first that is held: they stay as they are."""
+        self._next_seq = 0
+
+    def of(self, store: PageReader) -> Course:
+        """As the store tells it now."""
+        for position, trial_id, work in store.works(after_position=self._num_works):
+            self._works[trial_id], self._num_works = work, position
+        found, held = store.stints(self._works, from_seq=self._next_seq), store.first_held()
+        stints = self._ended + found
+        if held is None:
+            self._ended, self._next_seq = stints, store.last_seq() + 1
+        else:
+            self._ended, self._next_seq = [*self._ended, *(one for one in found if one.seq < held)], held
+        return Course(stints, in_order(store.spent()), store.latest_unix())
 
 
 def _kept_of(observation: Observation) -> Observation:

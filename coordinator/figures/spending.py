@@ -1,13 +1,15 @@
 """What the run has spent over time: accelerator time of all attempts that belong to ended trials."""
 
-from itertools import accumulate
+from collections.abc import Sequence
 
+import numpy as np
+
+from coordinator.course import Spent
 from coordinator.figures.figure import Axis, Colour, Figure, Guide, Series
 from coordinator.figures.formats import duration, plural
 from coordinator.figures.origin import kind_of_losses
 from coordinator.figures.timeline import time_unit
 from coordinator.record import RunRecord
-from coordinator.store import TrialRow
 
 _PHASES: dict[str, tuple[str, Colour]] = {"train": ("training", "space"), "bench": ("serving benchmarks", "serving")}
 
@@ -15,15 +17,16 @@ _PHASES: dict[str, tuple[str, Colour]] = {"train": ("training", "space"), "bench
 def spending(record: RunRecord) -> Figure:
     """Accelerator time spent so far against time since the run began, training and serving apart and together."""
     name, title = "spend", "Accelerator time spent"
-    ended = sorted((trial for trial in record.trials if trial.ended_unix is not None), key=lambda t: t.ended_unix or 0)
+    ended = record.course.spent
     if not ended:
         axis = Axis(label="time since the run began", unit="s")
         reason = "no trial has ended yet."
         return Figure(name=name, title=title, x=axis, y=Axis(label="accelerator time", unit="s"), reason=reason)
-    total = sum(trial.spent_seconds for trial in ended)
-    (unit, scale), (spent_unit, spent_scale) = time_unit(_since(record, ended[-1])), time_unit(total)
+    total = sum(trial.seconds for trial in ended)
+    length = max(0.0, ended[-1].ended_unix - record.created_unix)
+    (unit, scale), (spent_unit, spent_scale) = time_unit(length), time_unit(total)
     phases = list(dict.fromkeys(trial.phase for trial in ended))
-    groups: dict[str, list[TrialRow]] = {"together": ended} if len(phases) > 1 else {}
+    groups: dict[str, Sequence[Spent]] = {"together": ended} if len(phases) > 1 else {}
     groups |= {phase: [trial for trial in ended if trial.phase == phase] for phase in phases}
     limit = record.study.budget.accelerator_hours
     budget = "no limit on it was set" if limit is None else f"{total / 3600 / limit:.1%} of the limit of {limit:g} h"
@@ -39,20 +42,17 @@ def spending(record: RunRecord) -> Figure:
     )
 
 
-def _since(record: RunRecord, trial: TrialRow) -> float:
-    return max(0.0, (trial.ended_unix or record.created_unix) - record.created_unix)
-
-
-def _steps(record: RunRecord, phase: str, trials: list[TrialRow], scale: float, spent_scale: float) -> Series:
-    spent = accumulate(trial.spent_seconds / spent_scale for trial in trials)
+def _steps(record: RunRecord, phase: str, trials: Sequence[Spent], scale: float, spent_scale: float) -> Series:
+    ended_unix, _, seconds = zip(*trials, strict=True)
+    since = np.maximum(0.0, np.array(ended_unix) - record.created_unix) / scale
     name, colour = _PHASES.get(phase, (phase, "ink"))
     return Series(
         name=name,
         kind=kind_of_losses(record),
         mark="step",
         colour=colour,
-        x=(0.0, *(_since(record, trial) / scale for trial in trials)),
-        y=(0.0, *spent),
+        x=(0.0, *since.tolist()),
+        y=(0.0, *np.cumsum(np.array(seconds) / spent_scale).tolist()),
     )
 
 

@@ -3,38 +3,47 @@
 Of very many attempts those of one colour that follow each other at once are one bar: the whole run stays to be seen.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple, get_args
 
+from coordinator.course import Stint
 from coordinator.figures.figure import Axis, Colour, Figure, Series
 from coordinator.figures.formats import duration, plural
 from coordinator.plan import Role
 from coordinator.record import RunRecord
-from coordinator.store_rows import Work
 
 MAX_AGENTS_DRAWN = 40
 MAX_BARS_DRAWN = 1_500
 _FIRST_GAP = 1 / 2000
 """Of the run: attempts that are nearer to each other are joined where there are too many bars; a pixel or less."""
+_START = attrgetter("start")
+
+
+class _Look(NamedTuple):
+    """What bars that are joined have in common."""
+
+    agent: str
+    colour: Colour
+    unfinished: bool
 
 
 class _Bar(NamedTuple):
     """The time that an attempt took, or some that followed each other, in seconds since the run began."""
 
-    trial_id: str
-    """Of the last one."""
-    agent: str
-    role: Role
-    work: Work
+    stint: Stint
+    """The last one."""
+    look: _Look
     start: float
     end: float
     seconds: float
     """Under lease: of several the gaps are left out."""
-    failed: bool
-    unfinished: bool
-    failure_kind: str | None
-    num_attempts: int = 1
+    num_attempts: int
+
+
+_NONE_BEFORE: tuple[list[_Bar], float] = ([], -math.inf)
 
 
 def timeline(record: RunRecord) -> Figure:
@@ -47,11 +56,11 @@ def timeline(record: RunRecord) -> Figure:
         return Figure(name=name, title=title, x=axis, y=Axis(label="agent"), reason=reason, is_wide=True)
     busy: dict[str, float] = defaultdict(float)
     for bar in bars:
-        busy[bar.agent] += bar.seconds
+        busy[bar.look.agent] += bar.seconds
     agents = sorted(sorted(busy, key=lambda agent: -busy[agent])[:MAX_AGENTS_DRAWN], reverse=True)
     lanes = {agent: lane for lane, agent in enumerate(agents)}
     length = max(bar.end for bar in bars)
-    drawn, gap = _joined([bar for bar in bars if bar.agent in lanes], length)
+    drawn, gap = _joined([bar for bar in bars if bar.look.agent in lanes], length)
     unit, scale = time_unit(length)
     return Figure(
         name=name,
@@ -74,25 +83,11 @@ def time_unit(seconds: float) -> tuple[str, float]:
 def _bars(record: RunRecord) -> Iterator[_Bar]:
     """Every attempt that was begun, in the order of leasing."""
     began, latest = record.created_unix, latest_unix(record)
-    trials = {trial.trial_id: trial for trial in record.trials}
-    for attempt in record.attempts:
-        trial = trials.get(attempt.trial_id)
-        if trial is None or (attempt.ended_unix is None and trial.leased_unix is None):
-            continue  # handed ahead: its agent has not begun it
-        start = attempt.leased_unix if attempt.ended_unix is not None else trial.leased_unix or began
-        end = latest if attempt.ended_unix is None else attempt.ended_unix
-        yield _Bar(
-            trial_id=trial.trial_id,
-            agent=attempt.agent,
-            role=trial.work.role,
-            work=trial.work,
-            start=start - began,
-            end=max(start, end) - began,
-            seconds=max(0.0, end - start),
-            failed=attempt.outcome in ("failed", "retried"),
-            unfinished=attempt.ended_unix is None,
-            failure_kind=attempt.failure_kind,
-        )
+    for stint in record.course.stints:
+        start, end = stint.start_unix, latest if stint.end_unix is None else stint.end_unix
+        colour: Colour = "bad" if stint.outcome in ("failed", "retried") else stint.role
+        look = _Look(stint.agent, colour, stint.end_unix is None)
+        yield _Bar(stint, look, start - began, max(start, end) - began, max(0.0, end - start), 1)
 
 
 def _joined(bars: Sequence[_Bar], length: float) -> tuple[list[_Bar], float]:
@@ -109,42 +104,37 @@ def _joined(bars: Sequence[_Bar], length: float) -> tuple[list[_Bar], float]:
 
 
 def _joined_within(bars: Sequence[_Bar], gap: float) -> list[_Bar]:
-    """Bars of one agent and one look whose distance is at most `gap` seconds, made one."""
+    """Bars of one look whose distance is at most `gap` seconds, made one."""
     chains: list[list[_Bar]] = []
-    last: dict[tuple[str, str, bool], tuple[list[_Bar], float]] = {}
-    for bar in sorted(bars, key=lambda bar: bar.start):
-        key = (bar.agent, _colour(bar), bar.unfinished)
-        chain, end = last.get(key, ([], 0.0))
-        if not chain or bar.start - end > gap:
-            chain = []
+    last: dict[_Look, tuple[list[_Bar], float]] = {}
+    for bar in sorted(bars, key=_START):
+        chain, end = last.get(bar.look, _NONE_BEFORE)
+        if bar.start - end > gap:
+            chain, end = [], bar.end
             chains.append(chain)
         chain.append(bar)
-        last[key] = (chain, max(end, bar.end))
+        last[bar.look] = (chain, max(end, bar.end))
     return [chain[0] if len(chain) == 1 else _one(chain) for chain in chains]
 
 
 def _one(chain: Sequence[_Bar]) -> _Bar:
-    return chain[-1]._replace(
-        start=chain[0].start,
-        end=max(bar.end for bar in chain),
-        seconds=sum(bar.seconds for bar in chain),
-        num_attempts=sum(bar.num_attempts for bar in chain),
-    )
+    _, _, _, ends, seconds, nums = zip(*chain, strict=True)
+    last = chain[-1]
+    return _Bar(last.stint, last.look, chain[0].start, max(ends), sum(seconds), sum(nums))
 
 
 def latest_unix(record: RunRecord) -> float:
     """The last moment that the store knows of: nothing here reads a clock."""
-    moments = [record.created_unix, *(agent.heartbeat_unix for agent in record.agents)]
-    moments += [moment for trial in record.trials for moment in (trial.leased_unix, trial.ended_unix) if moment]
-    return max(moments)
+    return max(record.created_unix, record.course.latest_unix, *(agent.heartbeat_unix for agent in record.agents))
 
 
 def _series(bars: Sequence[_Bar], lanes: dict[str, int], scale: float) -> tuple[Series, ...]:
     """A series for each role and for failures; those that had not ended apart, hollow."""
     looks: dict[tuple[str, Colour, bool], list[_Bar]] = defaultdict(list)
     for bar in bars:
-        name, colour = "failed attempt" if bar.failed else bar.role, _colour(bar)
-        looks[f"{name}, not ended" if bar.unfinished else name, colour, bar.unfinished].append(bar)
+        _, colour, unfinished = bar.look
+        name = "failed attempt" if colour == "bad" else colour
+        looks[f"{name}, not ended" if unfinished else name, colour, unfinished].append(bar)
     order = [*get_args(Role), "bad"]
     return tuple(
         Series(
@@ -154,25 +144,21 @@ def _series(bars: Sequence[_Bar], lanes: dict[str, int], scale: float) -> tuple[
             colour=colour,
             dashed=unfinished,
             x=tuple(bar.start / scale for bar in inside),
-            y=tuple(float(lanes[bar.agent]) for bar in inside),
+            y=tuple(float(lanes[bar.look.agent]) for bar in inside),
             x_interval=tuple((bar.start / scale, bar.end / scale) for bar in inside),
             labels=tuple(map(_label, inside)),
-            trial_ids=tuple(bar.trial_id for bar in inside),
+            trial_ids=tuple(bar.stint.trial_id for bar in inside),
         )
         for (name, colour, unfinished), inside in sorted(looks.items(), key=lambda look: order.index(look[0][1]))
     )
 
 
 def _label(bar: _Bar) -> str:
-    shape = bar.work.brief.architecture.label
-    what = shape if bar.failure_kind is None else f"{shape}, {bar.failure_kind}"
+    shape, failure = bar.stint.work.brief.architecture.label, bar.stint.failure_kind
+    what = shape if failure is None else f"{shape}, {failure}"
     if bar.num_attempts == 1:
         return f"{what}: {duration(bar.seconds)}"
     return f"{bar.num_attempts} attempts, the last {what}: {duration(bar.seconds)} in all"
-
-
-def _colour(bar: _Bar) -> Colour:
-    return "bad" if bar.failed else bar.role
 
 
 def _caption(bars: Sequence[_Bar], busy: dict[str, float], *, num_agents: int, gap: float) -> str:
@@ -184,6 +170,6 @@ def _caption(bars: Sequence[_Bar], busy: dict[str, float], *, num_agents: int, g
         words.append(f"Drawn are the {num_agents} busiest agents.")
     if gap:
         words.append(f"Attempts of one colour that lie at most {duration(gap)} apart are drawn as one bar.")
-    if any(bar.unfinished for bar in bars):
+    if any(bar.look.unfinished for bar in bars):
         words.append("Hollow bars had not ended when this was written.")
     return " ".join(words)
