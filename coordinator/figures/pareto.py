@@ -13,9 +13,10 @@ from coordinator.figures.standing import COLOUR_OF, proposal
 from coordinator.recommendation import HardwareAnswer
 from coordinator.record import RunRecord
 from coordinator.shapes import baseline_at, candidates_at
+from coordinator.target_runs import target_runs, verdicts
 from scaling.architecture import Architecture
 from scaling.quantity import Measured
-from scaling.recommend import Comparison, Shortlist
+from scaling.recommend import Comparison, Shortlist, Verdict
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -78,7 +79,20 @@ def _shortlist(record: RunRecord, analysis: Analysis, rates: dict[Architecture, 
     study = record.study
     candidates, baseline = candidates_at(study, study.target.num_parameters), baseline_at(study)
     scale = record.token_scale or 1.0
-    return shortlist(study, analysis, candidates, baseline, rates, hardware=hardware, token_scale=scale)
+    checked = _checked(record, analysis, baseline, token_scale=scale)
+    return shortlist(
+        study, analysis, candidates, baseline, rates, hardware=hardware, token_scale=scale, checked=checked
+    )
+
+
+def _checked(
+    record: RunRecord, analysis: Analysis, baseline: Architecture, *, token_scale: float
+) -> dict[Architecture, Verdict]:
+    """Shapes that were trained at the target, against the baseline; runs without windows by the answers alone."""
+    runs = target_runs(record.study, record.observations, token_scale=token_scale)
+    answers = () if record.recommendation is None else record.recommendation.answers
+    told = {one.recommended: one.measured_verdict for one in answers if one.measured_verdict is not None}
+    return verdicts(analysis, baseline, [run for run in runs if run.window_losses]) | told
 
 
 def _points(record: RunRecord, found: Shortlist, rates: dict[Architecture, Measured], hardware: str) -> list[_Point]:

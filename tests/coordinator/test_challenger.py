@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from coordinator import planner
+from coordinator.figures.pareto import pareto
+from coordinator.record import read_record
 from coordinator.store import Store
 from coordinator.study import read_study
+from scaling.observations import Observation, TrainingObservation
 from scaling.quantity import Measured
 from scaling.support import supported
 
@@ -72,6 +75,25 @@ def test_the_faster_shape_is_recommended_only_if_it_stands_its_check(finished) -
     assert (answer == challenger_of(driver)) == (penalty == 0.0)
     stored = driver.store.recommendation()["answers"][0]
     assert stored["measured_verdict"] in ("better", "tie"), "in both worlds there is something to build"
+
+
+@pytest.mark.parametrize("windows", ["kept", "dropped, as on the dashboard"])
+def test_the_figure_of_loss_and_throughput_calls_what_stood_its_check_surefire(finished, windows: str) -> None:
+    driver, _ = finished
+    record = read_record(driver.store.run_directory)
+    if windows != "kept":
+        record = replace(record, observations=tuple(without_windows(one) for one in record.observations))
+    (answer,) = record.recommendation.answers
+    assert answer.role == "surefire"
+    figure = pareto(record, answer.hardware, name="pareto")
+    (named,) = {label for series in figure.series for label in series.labels if answer.recommended.label in label}
+    assert "Surefire" in named
+
+
+def without_windows(observation: Observation) -> Observation:
+    if not isinstance(observation, TrainingObservation):
+        return observation
+    return observation.model_copy(update={"window_losses": ()})
 
 
 def test_without_time_the_faster_shape_is_not_checked_and_the_plan_says_why(finished) -> None:
