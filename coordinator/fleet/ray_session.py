@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +31,9 @@ LISTEN_TIMEOUT_SECONDS = 5.0
 LEAVE_TIMEOUT_SECONDS = 40.0
 """Ray gives a node 30 s to drain."""
 REMOVE_TIMEOUT_SECONDS = 5.0
+END_TIMEOUT_SECONDS = 5.0
+MAX_STARTS = 2
+"""Ray gives up a start after 30 s, too few for a loaded machine now and then."""
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -51,31 +54,61 @@ class LocalSession:
     """A Ray cluster of this process's own: on loopback, with a token, its temporary files removed at the end.
 
     Its directory has a short path (Unix sockets allow 107 bytes). Its place is written down in the run, so that after
-    a kill -9 the next start removes what was left.
+    a kill -9 the next start removes what was left. Where Ray gives up its start, `say` is told that it is tried again.
     """
 
     is_local = True
 
-    def __init__(self, *, num_cpus: int, record: Path) -> None:
+    def __init__(
+        self,
+        *,
+        num_cpus: int,
+        record: Path,
+        start: Callable[..., Any] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self._num_cpus = num_cpus
         self._record = record
+        self._start = start or _init_ray
+        self._say = say or _say_on_stderr
         self._directory: Path | None = None
 
     def connect(self) -> Any:
-        """Start Ray."""
+        """Start Ray.
+
+        Raises:
+            UserError: it gave up as often as it may be tried.
+        """
         self._clean_up_after_a_kill()
         directory = self._create_directory()
         os.environ.update(
             RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(directory / "token"), RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"
         )
-        return _init_ray(
-            directory / "cwd",
-            num_cpus=self._num_cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(directory),
-            _node_ip_address="127.0.0.1",
-        )
+        num_tries = 0
+        while True:
+            try:
+                return self._start(
+                    directory / "cwd",
+                    num_cpus=self._num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(directory),
+                    _node_ip_address="127.0.0.1",
+                )
+            except (ImportError, UserError):  # another try would end alike
+                raise
+            except Exception as error:  # Ray's own is no narrower
+                num_tries += 1
+                _end_processes_of(directory)
+                reason = str(error).strip().partition("\n")[0].rstrip(" .:") or type(error).__name__
+                if num_tries == MAX_STARTS:
+                    self.close()
+                    raise UserError(
+                        f"Ray started no cluster on this machine (--agents {self._num_cpus}) in {MAX_STARTS} tries: "
+                        f"{reason}.\nWhere the machine is loaded, Ray gives up after 30 s: run the same command again "
+                        "when less runs here, or with fewer --agents."
+                    ) from error
+            self._say(f"Ray did not start: {reason}. Trying again: a loaded machine may need longer than Ray waits.")
 
     def close(self) -> None:
         """Remove the session's files."""
@@ -276,6 +309,27 @@ def _end(node: "subprocess.Popen[bytes]") -> None:
         node.wait()
 
 
+def _end_processes_of(directory: Path) -> None:
+    """TERM what was started for this directory, with which a raylet ends its own; KILL what stays."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in _processes_of(directory):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        give_up = time.monotonic() + END_TIMEOUT_SECONDS
+        while _processes_of(directory) and time.monotonic() < give_up:
+            time.sleep(0.1)
+
+
+def _processes_of(directory: Path) -> list[int]:
+    """Ids of other processes whose arguments name this directory or what is in it."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # the process has ended
+            if os.fsencode(directory) in file.read_bytes() and int(file.parent.name) != os.getpid():
+                found.append(int(file.parent.name))
+    return found
+
+
 def _remove(directory: Path) -> None:
     """Remove a directory in which processes that are ending may still write."""
     give_up = time.monotonic() + REMOVE_TIMEOUT_SECONDS
@@ -310,23 +364,31 @@ def require_token(environment: os._Environ[str] | dict[str, str]) -> Path:
 
 
 def _init_ray(working_directory: Path, **arguments: Any) -> Any:
-    working_directory.mkdir()
+    working_directory.mkdir(exist_ok=True)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
     with _own_signals():
-        ray.init(
-            **arguments,
-            log_to_driver=False,
-            logging_level="CRITICAL",
-            # A dedicated working directory: otherwise the driver's own folder leads every worker's import path.
-            runtime_env={
-                "working_dir": str(working_directory),
-                "py_modules": [str(folder) for folder in package_folders()],
-                "env_vars": _THREADS,
-            },
-        )
+        try:
+            ray.init(
+                **arguments,
+                log_to_driver=False,
+                logging_level="CRITICAL",
+                # A dedicated working directory: otherwise the driver's own folder leads every worker's import path.
+                runtime_env={
+                    "working_dir": str(working_directory),
+                    "py_modules": [str(folder) for folder in package_folders()],
+                    "env_vars": _THREADS,
+                },
+            )
+        except Exception:
+            ray.shutdown()  # what it has set in this process
+            raise
     return ray
+
+
+def _say_on_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 @contextmanager

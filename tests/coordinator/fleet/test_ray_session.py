@@ -1,15 +1,17 @@
-"""A cluster is used with a token that only its user can read."""
+"""A cluster is used with a token that only its user can read; one of our own gets a second try to start."""
 
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.errors import UserError
 from coordinator.fleet import ray_session
-from coordinator.fleet.ray_session import require_listener, require_token
+from coordinator.fleet.ray_session import LocalSession, require_listener, require_token
 
 
 def a_token(folder: Path, mode: int) -> Path:
@@ -59,6 +61,90 @@ def test_what_a_signal_did_before_it_does_after_ray_has_set_its_own() -> None:
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+class Starter:
+    """Stands for Ray, which gives up its first starts: a process has begun for its directory, then it raises."""
+
+    def __init__(self, num_failures: int, error: Exception) -> None:
+        self.num_failures = num_failures
+        self.error = error
+        self.tokens: list[str] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, _working_directory: Path, *, _temp_dir: str, **_: object) -> str:
+        self.tokens.append((Path(_temp_dir) / "token").read_text())
+        if len(self.tokens) > self.num_failures:
+            return "ray"
+        (Path(_temp_dir) / "session").mkdir(exist_ok=True)
+        command = [sys.executable, "-c", "import time; time.sleep(600)", f"--session-dir={_temp_dir}/session"]
+        self.processes.append(subprocess.Popen(command))
+        raise self.error
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a local session writes down its place; what it sets and what it makes are gone at the end."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    return tmp_path / "session.json"
+
+
+GAVE_UP = Exception("The current node timed out during startup. The GCS is overloaded.\nA stack.")
+
+
+def test_a_start_that_ray_gave_up_is_tried_again_and_said_so(record: Path) -> None:
+    starter, said = Starter(1, GAVE_UP), list[str]()
+    session = LocalSession(num_cpus=2, record=record, start=starter, say=said.append)
+
+    assert session.connect() == "ray"
+
+    (sentence,) = said
+    assert sentence.startswith("Ray did not start: The current node timed out during startup. The GCS is overloaded. ")
+    assert len(set(starter.tokens)) == 1, "Ray reads its token once a process"
+    assert [process.wait(30) for process in starter.processes] == [-signal.SIGTERM]
+    session.close()
+
+
+def test_a_start_that_ray_gave_up_twice_ends_in_a_sentence_and_leaves_nothing(record: Path, tmp_path: Path) -> None:
+    starter, said = Starter(2, GAVE_UP), list[str]()
+    session = LocalSession(num_cpus=2, record=record, start=starter, say=said.append)
+
+    with pytest.raises(UserError, match=r"\(--agents 2\) in 2 tries: .* overloaded\.\n.*the same command again"):
+        session.connect()
+
+    assert len(said) == 1
+    assert [process.wait(30) for process in starter.processes] == [-signal.SIGTERM] * 2
+    assert list((tmp_path / "t").iterdir()) == []
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("error", [UserError("another package is in the way"), ImportError("no module named ray")])
+def test_what_would_end_alike_is_not_tried_again(record: Path, error: Any) -> None:
+    starter = Starter(1, error)
+    session = LocalSession(num_cpus=2, record=record, start=starter)
+
+    with pytest.raises(type(error)):
+        session.connect()
+
+    assert len(starter.tokens) == 1
+    starter.processes[0].kill()
+    starter.processes[0].wait()
+    session.close()
+
+
+def test_a_process_that_does_not_heed_term_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session, "END_TIMEOUT_SECONDS", 0.5)
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as deaf:
+        assert deaf.stdout is not None
+        deaf.stdout.readline()
+
+        ray_session._end_processes_of(tmp_path)
+
+        assert deaf.wait(30) == -signal.SIGKILL
 
 
 TERM_TO_THE_GROUP = """
