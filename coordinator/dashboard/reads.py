@@ -216,7 +216,7 @@ class PageReader(StoreReader):
             "ended_unix, outcome, failure_kind FROM attempts WHERE seq >= ? AND start IS NOT NULL ORDER BY seq",
             (from_seq,),
         )
-        return [Stint(*row, work.role, work) for row in found for work in (works[row[1]],)]
+        return [Stint._make((*row, work.role, work)) for row in found for work in (works[row[1]],)]
 
     def spent(self) -> list[Spent]:
         """What the trials that have ended took, in planned order."""

@@ -6,6 +6,7 @@ new one. Figures need every observation: they are read once and added to, withou
 on, those that were shown before are drawn again so seldom that all of them together take a small share of a core.
 """
 
+import gc
 import gzip
 import hashlib
 import json
@@ -200,7 +201,8 @@ class RunSource:
                 return before.answer
             began = self._work()
             try:
-                drawn = figure(self._records.of(store, reads_of(name), facts, self._figures.generation), name)
+                with _without_collection():
+                    drawn = figure(self._records.of(store, reads_of(name), facts, self._figures.generation), name)
             except KeyError:
                 return None
             answer = answer_of(drawn, store.last_seq())
@@ -381,6 +383,18 @@ class _Courses:
         else:
             self._ended, self._next_seq = [*self._ended, *(one for one in found if one.seq < held)], held
         return Course(stints, in_order(store.spent()), store.latest_unix())
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Points are made by the ten thousand, none of them garbage: to look for some takes longer than to make them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _kept_of(observation: Observation) -> Observation:

@@ -26,6 +26,7 @@ NUM_REPEATS = 3
 GOAL_MS = 300
 Ask = Callable[[RunSource], object]
 PAGES: dict[str, Ask] = {
+    "first page with figures": lambda source: [source.overview(), source.figure("timeline"), source.figure("spend")],
     "overview": lambda source: source.overview(),
     "study": lambda source: source.study(),
     "trials, 200 rows": lambda source: source.trials(after=0, limit=200),

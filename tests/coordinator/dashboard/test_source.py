@@ -11,7 +11,7 @@ import pytest
 from coordinator.dashboard.source import FIGURES_SHARE, FRESH_SECONDS, RunSource
 from coordinator.database import Database
 from coordinator.errors import StoreError
-from coordinator.figures.catalogue import figures_of
+from coordinator.figures.catalogue import figure, figures_of
 from coordinator.record import read_record
 from coordinator.store import FILE_NAME, Store
 
@@ -160,11 +160,41 @@ def _num_points(source: RunSource) -> int:
 def test_figures_are_those_of_the_whole_record(source: RunSource, run_copy: Path) -> None:
     listed = [entry["name"] for entry in plain(source.figures())["figures"]]
     drawn = figures_of(read_record(run_copy))
-    assert listed == [figure.name for figure in drawn]
-    for figure in drawn:
-        answer = source.figure(figure.name)
+    assert listed == [one.name for one in drawn]
+    for one in drawn:
+        answer = source.figure(one.name)
         assert answer is not None
-        assert answer.body == figure.model_dump_json().encode()
+        assert answer.body == one.model_dump_json().encode()
+
+
+def test_figures_of_time_are_those_of_the_whole_record_whatever_happens(store: Store, driver, clock: Clock) -> None:
+    driver.plan()
+    source = RunSource(store.run_directory, wall=clock)
+
+    def require_the_same() -> None:
+        clock.now += 1000
+        record = read_record(store.run_directory)
+        for name in ("timeline", "spend"):
+            assert source.figure(name).body == figure(record, name).model_dump_json().encode()
+
+    first, second, third, fourth, *_ = driver.queued()
+    require_the_same()
+    driver.fail_trial(first, final=False)
+    held = driver.lease(second)
+    lease = {"agent": "agent-0", "hardware": "cpu-generic", "epoch": 1, "expires_unix": driver.now + 60}
+    store.lease(third, now_unix=driver.now, ahead=True, **lease)
+    driver.run_trial(fourth)
+    require_the_same()
+    store.record_failure(second, held, driver.world.failure(second, "nan-loss"), final=True, now_unix=driver.now + 5)
+    require_the_same()
+    store.requeue_running(now_unix=driver.now + 9)
+    require_the_same()
+    driver.run_queue()
+    driver.plan()
+    driver.lease(driver.queued()[0])
+    require_the_same()
+    assert "Hollow bars" in plain(source.figure("timeline"))["caption"]
+    source.close()
 
 
 def test_what_has_no_such_name_is_null(source: RunSource) -> None:
