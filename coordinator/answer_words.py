@@ -9,6 +9,7 @@ from scaling.architecture import Architecture
 from scaling.quantity import Measured
 from scaling.recommend import Verdict
 
+FAILED_CHECK = "failed its check: keep the baseline"
 LOSS_WORDS: Mapping[Verdict | None, str] = MappingProxyType(
     {
         "better": "lower loss than the baseline",
@@ -42,7 +43,7 @@ def verdict_words(answer: HardwareAnswer, baseline: Architecture, found: Speedup
         yield "the baseline itself"
         return
     if not answer.stands:
-        yield "failed its check: keep the baseline"
+        yield FAILED_CHECK
     yield LOSS_WORDS[answer.measured_verdict]
     yield SPEED_WORDS[found.verdict]
 

@@ -59,7 +59,12 @@ class AnswerCards(Value):
     role: str
     shape: str
     baseline: str
+    built: str
+    """What is to be built: the proposed shape, or where it was refuted the baseline."""
     shape_facts: tuple[tuple[str, str], ...]
+    """Of what is to be built."""
+    refuted_facts: tuple[tuple[str, str], ...]
+    """Of the proposed shape, in the same order; empty where it stands."""
     loss: Card
     throughput: Card
     reasons: tuple[str, ...]
@@ -78,6 +83,7 @@ def answer_cards(record: RunRecord, recommendation: Recommendation) -> list[Answ
 def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAnswer) -> AnswerCards:
     found = speedup(answer, recommendation.baseline, record.serving.values())
     ranking, extra = answer.throughput_ranking, extra_run_of(record, answer)
+    built = answer.recommended if answer.stands else recommendation.baseline
     words = "" if ranking is None else f"{ranking.sentence()} Predictions of shapes not measured: {ranking.basis}."
     return AnswerCards(
         hardware=answer.hardware,
@@ -91,7 +97,9 @@ def _cards(record: RunRecord, recommendation: Recommendation, answer: HardwareAn
         role=answer.role,
         shape=answer.recommended.label,
         baseline=recommendation.baseline.label,
-        shape_facts=tuple(shape_facts(answer.recommended)),
+        built=built.label,
+        shape_facts=tuple(shape_facts(built)),
+        refuted_facts=() if answer.stands else tuple(shape_facts(answer.recommended)),
         loss=_loss_card(recommendation, answer, simulated=kind_of_losses(record) == "simulated"),
         throughput=_throughput_card(answer, found, simulated=kind_of_rates(record) == "simulated"),
         reasons=answer.answer.reasons,

@@ -49,13 +49,20 @@ def _answer(cards: AnswerCards) -> Iterator[str]:
     yield from (f"## {cards.hardware}: {cards.headline}", "", f"{cards.sentence}.", "")
     if cards.why_panda:
         yield from (cards.why_panda, "")
-    yield from _table(("", ""), cards.shape_facts)
+    yield from _shapes(cards)
     rows = [row for card in (cards.loss, cards.throughput) for row in _card_rows(card, cards)]
     yield from _table(("measure", "of", "value", "unit", "interval", "kind", "note"), rows)
     yield from _items(cards.reasons)
     if cards.ranking:
         yield from (cards.ranking, "")
     yield from ("### The one extra run that would change this answer most", "", _extra_run(cards), "")
+
+
+def _shapes(cards: AnswerCards) -> Iterator[str]:
+    if not cards.refuted_facts:
+        return _table(("", ""), cards.shape_facts)
+    rows = [(*kept, refuted) for kept, (_, refuted) in zip(cards.shape_facts, cards.refuted_facts, strict=True)]
+    return _table(("", f"baseline {cards.built}", f"refuted {cards.shape}"), rows)
 
 
 def _extra_run(cards: AnswerCards) -> str:

@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,46 @@ def test_figures_take_their_colours_from_the_style_sheet(page: str) -> None:
 def test_the_answer_is_the_recommendations_own_sentence(page: str, finished: RunRecord) -> None:
     assert finished.recommendation is not None
     assert finished.recommendation.sentence(simulated=False) in read(page).text
+
+
+@pytest.fixture(scope="module")
+def refuted(finished: RunRecord) -> RunRecord:
+    """The same run, had its proposal lost to the baseline at the target."""
+    assert finished.recommendation is not None
+    (answer,) = finished.recommendation.answers
+    worse = answer.model_copy(update={"measured_verdict": "worse"})
+    return replace(finished, recommendation=finished.recommendation.model_copy(update={"answers": (worse,)}))
+
+
+def test_a_refuted_proposal_stands_beside_the_baseline_that_is_to_be_kept(refuted: RunRecord) -> None:
+    assert refuted.recommendation is not None
+    (answer,), baseline = refuted.recommendation.answers, refuted.recommendation.baseline
+    html = render_report(refuted)
+    card = html[html.index('<section class="cards"') :].partition("Held-out loss at the target")[0]
+    text = re.sub(r"<[^>]+>|\s+", " ", card)
+    assert "Recommended" not in text
+    assert re.search(rf"Keep this: the baseline +{baseline.label}", text)
+    assert re.search(rf"hidden_size +{baseline.hidden_size} +{answer.recommended.hidden_size} ", text)
+    assert re.search(rf"Refuted: +{answer.recommended.label} +was proposed", text)
+    assert html.count('class="verdict bad"') == 1
+    assert f"|  | baseline {baseline.label} | refuted {answer.recommended.label} |" in render_markdown(
+        report_of(refuted)
+    )
+
+
+def test_a_proposal_that_stands_is_the_one_to_build(page: str, finished: RunRecord) -> None:
+    assert finished.recommendation is not None
+    label = finished.recommendation.answers[0].recommended.label
+    assert re.search(rf"<h3>Recommended: \w+ <code>{label}</code></h3>", page)
+    assert 'class="verdict bad"' not in page
+
+
+def test_figures_of_one_column_never_leave_a_hole(page: str) -> None:
+    for section in re.findall(r'<section class="figures">.*?</section>', page, flags=re.DOTALL):
+        places = re.findall(r'<figure id="[^"]+"(?: class="(wide|alone)")?>', section)
+        assert places
+        for spans, neighbours in groupby(places, key=bool):
+            assert spans or len(list(neighbours)) % 2 == 0
 
 
 def test_every_run_has_a_row_with_its_measured_loss(page: str, finished: RunRecord) -> None:
