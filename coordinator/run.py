@@ -167,8 +167,14 @@ class _Faces:
                 is_ready=is_ready,
             )
             port = stack.enter_context(metrics)
-            addresses = {"metrics_port": str(port), "dashboard_port": "", "dashboard_url": ""}
-            view.note(f"metrics at http://{address_of(options.metrics_host, port)}/metrics")
+            metrics_url = f"http://{address_of(options.metrics_host, port)}/metrics"
+            view.note(f"metrics at {metrics_url}")
+            addresses = {
+                "metrics_port": str(port),
+                "metrics_url": metrics_url,
+                "dashboard_port": "",
+                "dashboard_url": "",
+            }
             if self.access is not None:
                 dashboard = dashboard_beside(
                     run_directory,

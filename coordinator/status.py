@@ -41,7 +41,7 @@ def _status_of(store: StoreReader, *, is_held: bool) -> dict[str, Any]:
         "run_directory": str(store.run_directory),
         "study": store.study().name,
         "state": _state(told, is_held=is_held),
-        "metrics_url": _metrics_url(store) if is_held else None,
+        "metrics_url": store.meta("metrics_url") if is_held else None,
         "dashboard_url": (store.meta("dashboard_url") or None) if is_held else None,
         "trials": dict(trials),
         "running": [
@@ -91,11 +91,6 @@ def _state(told: str, *, is_held: bool) -> str:
     if told != "running" or is_held:
         return told
     return "killed; the `archfleet run` that began it goes on with it"
-
-
-def _metrics_url(store: StoreReader) -> str | None:
-    port = store.meta("metrics_port")
-    return None if port is None else f"http://127.0.0.1:{port}/metrics"
 
 
 def is_held(run_directory: Path) -> bool:

@@ -21,16 +21,17 @@ def test_status_is_json(run_copy: Path) -> None:
 
 
 def test_a_run_with_a_living_coordinator_is_running(driver) -> None:
-    driver.store.set_meta("metrics_port", "9464")
+    driver.store.set_meta("metrics_url", "http://10.0.0.7:9464/metrics")
     status = read_status(driver.store.run_directory)
     assert status["state"] == "running"
-    assert status["metrics_url"] == "http://127.0.0.1:9464/metrics"
+    assert status["metrics_url"] == "http://10.0.0.7:9464/metrics"
+    assert "  metrics: http://10.0.0.7:9464/metrics" in describe_status(status).splitlines()
 
 
 def test_a_run_whose_coordinator_died_is_called_killed_and_has_no_metrics(run_copy: Path) -> None:
     with Store.resume(run_copy) as store:
         store.set_meta("state", "running")
-        store.set_meta("metrics_port", "9464")
+        store.set_meta("metrics_url", "http://127.0.0.1:9464/metrics")
     status = read_status(run_copy)
     assert status["state"].startswith("killed")
     assert "archfleet run" in status["state"]

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.fleet, pytest.mark.slow]
 @pytest.fixture(scope="session")
 def quick(shared_user_folder: Any) -> dict[str, Any]:
     """One quick run; its metrics were scraped, its dashboard asked and its status read while it ran."""
-    command = shared_user_folder.start("run", "--quick", "--metrics-port", "0")
+    command = shared_user_folder.start("run", "--quick", "--metrics-port", "0", "--metrics-host", "127.0.0.2")
     shared_user_folder.wait_for(
         lambda place: any(trial.state == "succeeded" for trial in place.trials().values()), command, timeout_seconds=120
     )
@@ -79,6 +79,7 @@ def test_metrics_are_valid_and_agree_with_the_status_while_it_runs(quick: dict[s
     ]
     assert sum(succeeded) >= 1
     assert quick["status"]["state"] == "running"
+    assert quick["status"]["metrics_url"].startswith("http://127.0.0.2:")
 
 
 def test_the_dashboard_is_where_the_status_says_while_it_runs(quick: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def test_status_tells_where_the_dashboard_of_a_living_coordinator_is(runs: tuple
     with Store.resume(run_copy) as store:
         store.set_meta("state", "running")
         store.set_meta("dashboard_url", "http://127.0.0.1:8420/")
-        store.set_meta("metrics_port", "9464")
+        store.set_meta("metrics_url", "http://127.0.0.1:9464/metrics")
         assert "  dashboard: http://127.0.0.1:8420/" in archfleet("status", *runs).stdout.splitlines()
         told = json.loads(archfleet("status", *runs, "--json").stdout)
     assert (told["dashboard_url"], told["metrics_url"]) == ("http://127.0.0.1:8420/", "http://127.0.0.1:9464/metrics")
