@@ -18,7 +18,7 @@ export async function mount(root, { told, open }) {
 
   function show(next) {
     page = next;
-    slots.show("head", [page.study, page.description, page.state, page.state_sentence, page.level], () => head(page));
+    slots.show("head", [page.study, page.description, page.state, page.health, page.level], () => head(page));
     slots.show("progress", [page.trials, page.num_expected, page.budget.seconds_left], () => progress(page));
     slots.show("top", "", () => h("div.columns-2.alike"));
     const top = root.querySelector(".columns-2");
@@ -78,9 +78,14 @@ function head(page) {
     lead: page.description,
     beside: h("div.verdict-big", { class: `level-${page.level}` }, [
       levelIcon(page.level),
-      h("div", [h("b", HEADLINES[page.level] ?? words(page.level)), h("span", page.state_sentence)]),
+      h("div", [h("b", HEADLINES[page.level] ?? words(page.level)), h("span", gravest(page).sentence)]),
     ]),
   });
+}
+
+/** What the level rests on: the first line that is as bad as the worst, else how the run is. */
+function gravest(page) {
+  return (page.level === "ok" ? null : page.health.find((line) => line.level === page.level)) ?? { sentence: page.state_sentence };
 }
 
 const HEADLINES = { ok: "All is well", warning: "Needs a look", problem: "Needs help now", unknown: "Not known yet" };
