@@ -135,15 +135,19 @@ def _write(path: Path, text: str) -> Path:
 
 def closing_words(run_directory: Path) -> str:
     """What a finished run says last: the answer, and where everything is."""
-    record = read_record(run_directory)
-    answer = (
-        record.recommendation.sentence(simulated=record.is_simulated)
-        if record.recommendation
-        else "none: no law could be fitted"
-    )
-    answer = answer.replace("\n", f"\n{' ' * 16}")
+    answer = _answer_words(read_record(run_directory)).replace("\n", f"\n{' ' * 16}")
     return (
         f"\nrecommendation: {answer}\n"
         f"report:         {run_directory / 'report.html'}\n"
         f"also:           {run_directory}/recommendation.json, runs.csv, architectures/*/config.json"
     )
+
+
+def _answer_words(record: RunRecord) -> str:
+    """The answers, one a line; each says so where fewer tokens than wanted were trained on."""
+    if record.recommendation is None:
+        return "none: no law could be fitted"
+    scale = 1.0 if record.token_scale is None else record.token_scale
+    share = f"trained with {scale:.0%} of the wanted tokens: " if scale < 1 else ""
+    answers = record.recommendation.answers
+    return "\n".join(f"{share}{answer.sentence(simulated=record.is_simulated)}" for answer in answers)

@@ -84,6 +84,13 @@ def test_closing_words_give_the_answer_and_the_places(written_run: Path) -> None
     assert str(written_run / "report.html") in words
 
 
+def test_closing_words_tell_the_share_of_the_wanted_tokens_where_it_was_cut(run_copy: Path) -> None:
+    assert "wanted tokens" not in closing_words(run_copy)
+    with Store.resume(run_copy) as store:
+        store.set_meta("token_scale", "0.33")
+    assert "\nrecommendation: trained with 33% of the wanted tokens: " in closing_words(run_copy)
+
+
 def test_every_measured_shape_has_a_name(written_run: Path) -> None:
     record = read_record(written_run)
     shapes = named_shapes(record)
