@@ -1,16 +1,20 @@
-"""`archfleet backup`: a copy of a run's store while it runs, opened and checked before it counts.
+"""`archfleet backup`: a copy of a run's store while it runs, opened and checked before it counts; its logs beside it.
 
 Restoring is putting the copy in the store's place in the run directory; corpus shards are found again by their hashes.
+Logs are for people and are not checked: a file of them that makes room meanwhile is left out.
 """
 
 import os
+import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator import failpoints
 from coordinator.database import Database, DatabaseError
 from coordinator.errors import StoreError
+from coordinator.logs import FOLDER as LOGS
 from coordinator.store import FILE_NAME, StoreReader, note_backup
 
 PAGES_A_STEP = 1_000
@@ -23,12 +27,14 @@ class Backup:
 
     path: Path
     num_bytes: int
+    """Of the store."""
+    num_log_bytes: int
     num_trials: int
     num_observations: int
 
 
 def back_up(run_directory: Path, destination: Path | None = None, *, now_unix: float) -> Backup:
-    """Copy a run's store, check the copy, and note in the store when that was.
+    """Copy a run's store, check the copy, lay its logs beside it, and note in the store when that was.
 
     Args:
         run_directory: of a run that may be running.
@@ -49,6 +55,7 @@ def back_up(run_directory: Path, destination: Path | None = None, *, now_unix: f
         unfinished.mkdir(parents=True)
         _copy(run_directory / FILE_NAME, unfinished / FILE_NAME)
         found = _check(unfinished, run_directory)
+        num_log_bytes = _copy_logs(run_directory / LOGS, unfinished / LOGS)
         _sync(unfinished)
         unfinished.rename(path)
         _sync(directory)
@@ -60,7 +67,11 @@ def back_up(run_directory: Path, destination: Path | None = None, *, now_unix: f
         _remove(unfinished)
     note_backup(run_directory, now_unix=now_unix)
     return Backup(
-        path=path, num_bytes=(path / FILE_NAME).stat().st_size, num_trials=found[0], num_observations=found[1]
+        path=path,
+        num_bytes=(path / FILE_NAME).stat().st_size,
+        num_log_bytes=num_log_bytes,
+        num_trials=found[0],
+        num_observations=found[1],
     )
 
 
@@ -75,6 +86,17 @@ def _copy(source: Path, target: Path) -> None:
             writer.close()
     finally:
         reader.close()
+
+
+def _copy_logs(source: Path, target: Path) -> int:
+    """Gives the number of bytes."""
+    if not source.is_dir():
+        return 0
+    target.mkdir()
+    for log in sorted(source.glob("*.log")):
+        with suppress(FileNotFoundError):  # it made room meanwhile
+            shutil.copyfile(log, target / log.name)
+    return sum(copy.stat().st_size for copy in target.iterdir())
 
 
 def _check(directory: Path, run_directory: Path) -> tuple[int, int]:
@@ -102,6 +124,4 @@ def _sync(path: Path) -> None:
 
 def _remove(directory: Path) -> None:
     if directory.is_dir():
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
+        shutil.rmtree(directory)

@@ -103,7 +103,10 @@ def report(
 @runs_option
 @json_option
 def backup(run: str | None, destination: Path | None, runs: Path, as_json: bool) -> None:
-    """Copy a run's store while it runs (default: the last run, into its backups/), and check the copy."""
+    """Copy a run's store while it runs (default: the last run, into its backups/), and check the copy.
+
+    Its logs are copied beside it.
+    """
     from dataclasses import asdict
     from time import time
 
@@ -118,7 +121,7 @@ def backup(run: str | None, destination: Path | None, runs: Path, as_json: bool)
         return
     console.print(
         f"{made.path}: {made.num_bytes:,} bytes, {made.num_trials} trials, {made.num_observations} observations, "
-        "opened and checked",
+        f"opened and checked; logs of {made.num_log_bytes:,} bytes",
         markup=False,
         soft_wrap=True,
     )

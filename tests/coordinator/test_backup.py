@@ -7,6 +7,7 @@ import pytest
 from coordinator.backup import back_up
 from coordinator.database import Database
 from coordinator.errors import StoreError
+from coordinator.logs import Logs, read_logs
 from coordinator.store import FILE_NAME, Store, StoreReader
 
 NOW = 1_700_000_000.0
@@ -19,6 +20,24 @@ def test_a_backup_holds_what_its_run_holds(run_copy: Path, tmp_path: Path) -> No
         assert copy.observations() == run.observations()
         assert copy.decisions() == run.decisions()
         assert (made.num_trials, made.num_observations) == (len(run.trials()), len(run.observations()))
+
+
+def test_a_backup_has_the_logs_of_its_run_beside_the_store(run_copy: Path, tmp_path: Path) -> None:
+    assert back_up(run_copy, tmp_path, now_unix=NOW).num_log_bytes == 0
+    logs = Logs(run_copy, file_bytes=1)
+    for said in ("begins", "ended"):
+        logs.add("train-1", 1, said)
+        logs.write()
+    made = back_up(run_copy, tmp_path, now_unix=NOW + 1)
+    assert read_logs(made.path, "train-1")[1].text == "begins\nended\n"
+    assert made.num_log_bytes == sum(log.stat().st_size for log in (run_copy / "logs").iterdir()) > 0
+
+
+def test_logs_that_cannot_be_copied_leave_no_half_backup(run_copy: Path, tmp_path: Path) -> None:
+    (run_copy / "logs" / "000001.log").mkdir(parents=True)  # no file
+    with pytest.raises(StoreError, match="cannot back up to"):
+        back_up(run_copy, tmp_path / "backups", now_unix=NOW)
+    assert list((tmp_path / "backups").iterdir()) == []
 
 
 def test_a_backup_becomes_a_run_that_goes_on(driver, tmp_path: Path) -> None:

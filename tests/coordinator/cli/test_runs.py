@@ -25,7 +25,7 @@ def test_a_backup_as_json_names_a_copy_that_opens(runs: tuple[str, Path], run_co
     result = archfleet("backup", run_copy.name, tmp_path / "copies", *runs, "--json")
     assert result.exit_code == 0
     made = json.loads(result.stdout)
-    assert set(made) == {"schema_version", "path", "num_bytes", "num_trials", "num_observations"}
+    assert set(made) == {"schema_version", "path", "num_bytes", "num_log_bytes", "num_trials", "num_observations"}
     assert made["num_bytes"] == (Path(made["path"]) / FILE_NAME).stat().st_size
     with StoreReader.open(Path(made["path"])) as copy:
         assert (made["num_trials"], made["num_observations"]) == (len(copy.trials()), copy.num_observations())
