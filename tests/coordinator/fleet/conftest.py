@@ -52,22 +52,23 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cluster(token: Path) -> Iterator[Any]:
+def cluster(token: Path, start_ray: Callable[..., Any]) -> Iterator[Any]:
     """A head without room for agents; tests bring their own nodes."""
     from ray.cluster_utils import Cluster  # Ray reads its mode when it is imported
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE_SIZE})
+    made = start_ray(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE_SIZE}))
     yield made
     made.shutdown()
 
 
 @pytest.fixture
-def add_node(cluster: Any) -> Iterator[Callable[..., Any]]:
+def add_node(cluster: Any, start_ray: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """A function that adds a node with so many CPUs, and variables for its agents; it leaves with the test."""
     made: list[Any] = []
 
     def add(num_cpus: int = 1, **variables: str) -> Any:
-        made.append(cluster.add_node(num_cpus=num_cpus, env_vars={**os.environ, **variables}, **NODE_SIZE))
+        size = {"num_cpus": num_cpus, **NODE_SIZE}
+        made.append(start_ray(lambda: cluster.add_node(env_vars={**os.environ, **variables}, **size)))
         return made[-1]
 
     yield add
@@ -145,7 +146,7 @@ def corpus_id(tmp_path_factory: pytest.TempPathFactory, blob_directory: Path) ->
 
 @pytest.fixture
 def long_training(corpus_id: str) -> TrainAssignment:
-    """About half a minute of training, or of a paced worker's time."""
+    """Minutes of training, or of a paced worker's time: whatever a test does meanwhile, it still runs."""
     architecture = Architecture(
         hidden_size=32,
         intermediate_size=40,
@@ -156,7 +157,7 @@ def long_training(corpus_id: str) -> TrainAssignment:
         vocab_size=VOCAB_SIZE,
     )
     recipe = TrainingRecipe(
-        num_tokens=5_120_000,
+        num_tokens=51_200_000,
         sequence_length=32,
         batch_tokens=256,
         base_fan_ins=FanIns(hidden=32, attention=32, mlp=40),
@@ -166,9 +167,9 @@ def long_training(corpus_id: str) -> TrainAssignment:
 
 @pytest.fixture
 def make_training(long_training: TrainAssignment) -> Callable[..., TrainAssignment]:
-    """Trainings of some seconds each, by seed."""
+    """Trainings by seed; ten seconds of a paced worker's time each, so that nobody overlooks that they run."""
 
-    def make(seed: int, *, num_tokens: int = 512_000, checkpoint_every_seconds: float = 0.5) -> TrainAssignment:
+    def make(seed: int, *, num_tokens: int = 1_024_000, checkpoint_every_seconds: float = 0.5) -> TrainAssignment:
         recipe = long_training.recipe.model_copy(update={"seed": seed, "num_tokens": num_tokens})
         return long_training.model_copy(update={"recipe": recipe, "checkpoint_every_seconds": checkpoint_every_seconds})
 
@@ -234,7 +235,7 @@ class GivenRun:
         self.planner.is_ready = lambda: sum(row.state == "idle" for row in self.store.agents()) >= num_agents
         self.coordinator.begin()
 
-    def until(self, condition: Callable[[], Any], *, max_seconds: float = 240.0) -> None:
+    def until(self, condition: Callable[[], Any], *, max_seconds: float = 420.0) -> None:
         """Turn until the condition holds."""
         self.planner.listening = True  # also for what comes after the last trial's end
         deadline = time.monotonic() + max_seconds

@@ -76,7 +76,7 @@ def test_an_agent_that_stands_still_beyond_its_lease_is_ended_and_its_trial_goes
     failure, _ = run.store.observations()
     assert isinstance(failure, Failure)
     assert failure.message == f"no sign of life from agent {first.agent} for 10 s"
-    process.wait(60)
+    process.wait(240)
 
 
 def test_the_late_result_of_an_agent_that_woke_is_refused_and_recorded(

@@ -67,7 +67,7 @@ def test_a_result_waits_until_there_is_room() -> None:
     writer.join(0.05)
     assert writer.is_alive()
     assert [message.item for message in outbox.take(0)] == ["first"]
-    writer.join(10)
+    writer.join(60)
     assert [message.item for message in outbox.take(0)] == ["second"]
 
 
@@ -76,5 +76,5 @@ def test_a_fetch_waits_for_a_first_message() -> None:
     timer = threading.Timer(0.02, outbox.put, args=(result("late"),))
     timer.start()
 
-    assert [message.item for message in outbox.take(10)] == ["late"]
+    assert [message.item for message in outbox.take(60)] == ["late"]
     timer.join()
