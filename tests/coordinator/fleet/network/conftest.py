@@ -37,6 +37,7 @@ MAX_READ = 64
 LONGEST_QUEUE_SECONDS = 1.0
 """A narrow wire drops what would wait longer for its turn."""
 STORE_BYTES = 80 * 2**20
+BOTH_UP_SECONDS = 240.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +232,14 @@ class Nodes:
                 )
             )
 
+    def await_both(self) -> None:
+        """Wait until the head knows both nodes."""
+        give_up = time.monotonic() + BOTH_UP_SECONDS
+        while sum(node["Alive"] for node in self.head.global_state.node_table()) < 2:
+            assert time.monotonic() < give_up, f"the far node did not come up; see {self.directory}"
+            self.supervise()
+            time.sleep(0.2)
+
     def stop(self) -> None:
         """TERM, which ends what the node started; KILL the group of one that stays. Then the head."""
         for process in self._processes:
@@ -246,25 +255,27 @@ class Nodes:
 
 
 @contextmanager
-def running_nodes(wire: Wire, directory: Path, **settings: int) -> Iterator[Nodes]:
+def running_nodes(wire: Wire, directory: Path, start_ray: Callable[..., Any], **settings: int) -> Iterator[Nodes]:
     """A head with room for one agent, with these settings of Ray's, and a far node with room for another."""
     import ray  # reads its mode when it is imported
     from ray.cluster_utils import Cluster
 
-    head = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "node_ip_address": wire.here,
-            "gcs_server_port": free_port(),
-            "num_cpus": 1,
-            "include_dashboard": False,
-            "object_store_memory": STORE_BYTES,
-            "_system_config": settings,
-        },
+    head = start_ray(
+        lambda: Cluster(
+            initialize_head=True,
+            head_node_args={
+                "node_ip_address": wire.here,
+                "gcs_server_port": free_port(),
+                "num_cpus": 1,
+                "include_dashboard": False,
+                "object_store_memory": STORE_BYTES,
+                "_system_config": settings,
+            },
+        )
     )
     made = Nodes(wire, directory, head, dict(os.environ))
     try:
-        made.supervise()
+        made.await_both()
         yield made
     finally:
         wire.heal()
@@ -273,22 +284,25 @@ def running_nodes(wire: Wire, directory: Path, **settings: int) -> Iterator[Node
 
 
 @pytest.fixture(scope="module")
-def nodes(token: Path, wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def nodes(
+    token: Path, wire: Wire, tmp_path_factory: pytest.TempPathFactory, start_ray: Callable[..., Any]
+) -> Iterator[Nodes]:
     """Nodes as Ray has them: one that is cut off is given up after about a minute."""
-    with running_nodes(wire, tmp_path_factory.mktemp("nodes")) as made:
+    with running_nodes(wire, tmp_path_factory.mktemp("nodes"), start_ray) as made:
         yield made
 
 
 @pytest.fixture
-def impatient_nodes(token: Path, wire: Wire, tmp_path: Path) -> Iterator[Nodes]:
-    """Of these, one that is cut off is given up after a few seconds."""
+def impatient_nodes(token: Path, wire: Wire, tmp_path: Path, start_ray: Callable[..., Any]) -> Iterator[Nodes]:
+    """Of these, one that is cut off is given up after ten seconds or twenty."""
     with running_nodes(
         wire,
         tmp_path,
+        start_ray,
         health_check_initial_delay_ms=1000,
         health_check_period_ms=1000,
         health_check_timeout_ms=1000,
-        health_check_failure_threshold=3,
+        health_check_failure_threshold=10,
     ) as made:
         yield made
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ ROOT = Path(__file__).parents[4]
 
 DRIVER = """
 import json, sys
+from coordinator.fleet import ray_session
 from coordinator.fleet.ray_session import ClusterSession
 
+ray_session.CONNECT_TIMEOUT_SECONDS = 200.0  # not how fast it joins is tested
 session = ClusterSession(sys.argv[1])
 ray = session.connect()
 nodes = {node["NodeManagerAddress"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
 length = ray.remote(num_cpus=1)(lambda sent: len(sent)).remote(ray.put(b"x" * 1_000_000))
-told = {"nodes": nodes, "length": ray.get(length, timeout=60)}
+told = {"nodes": nodes, "length": ray.get(length, timeout=200)}
 ray.shutdown()
 session.close()
 print(json.dumps(told))
@@ -28,18 +30,11 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def head(token: Path, wire: Any) -> Iterator[Any]:
+def head(token: Path, wire: Any, start_ray: Callable[..., Any]) -> Iterator[Any]:
     from ray.cluster_utils import Cluster  # Ray reads its mode when it is imported
 
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "node_ip_address": wire.here,
-            "num_cpus": 1,
-            "include_dashboard": False,
-            "object_store_memory": 80 * 2**20,
-        },
-    )
+    node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    made = start_ray(lambda: Cluster(initialize_head=True, head_node_args={"node_ip_address": wire.here, **node}))
     yield made
     made.shutdown()
 
@@ -52,7 +47,7 @@ def test_a_machine_without_a_node_joins_with_one_that_has_no_room_for_agents(hea
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert driven.returncode == 0, driven.stderr
