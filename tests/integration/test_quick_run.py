@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def quick(shared_user_folder: Any) -> dict[str, Any]:
     """One quick run; its metrics were scraped, its dashboard asked and its status read while it ran."""
     command = shared_user_folder.start("run", "--quick", "--metrics-port", "0", "--metrics-host", "127.0.0.2")
     shared_user_folder.wait_for(
-        lambda place: any(trial.state == "succeeded" for trial in place.trials().values()), command, timeout_seconds=120
+        lambda place: any(trial.state == "succeeded" for trial in place.trials().values()), command, timeout_seconds=300
     )
     status = read_status(shared_user_folder.run_directory)
     with urllib.request.urlopen(status["metrics_url"]) as answer:
@@ -123,6 +124,9 @@ def test_table_holds_every_trial(quick: dict[str, Any]) -> None:
 
 
 def test_nothing_is_left_running_and_no_temporary_files_stay(quick: dict[str, Any], shared_user_folder: Any) -> None:
+    give_up = time.monotonic() + 60
+    while shared_user_folder.processes_of(quick["session"]) and time.monotonic() < give_up:
+        time.sleep(0.1)  # those that Ray has told to end
     assert not shared_user_folder.processes_of(shared_user_folder.folder)
     assert not shared_user_folder.processes_of(quick["session"])
     assert not quick["session"].exists()

@@ -6,7 +6,9 @@ token, agents, training, store and report are real.
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ STORE_BYTES = 80 * 2**20
 
 
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_ray: Callable[..., Any]) -> Iterator[str]:
     """A cluster with a token: a head without room for agents, and one node of each kind."""
     token = tmp_path / "token"
     token.touch(mode=0o600)
@@ -36,10 +38,11 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster  # it reads the mode when it is imported
 
     alike = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **alike})
+    cluster = start_ray(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **alike}))
     try:
         for hardware in HARDWARE:
-            cluster.add_node(num_cpus=1, labels={PRETENDED_LABEL: hardware}, env_vars=dict(os.environ), **alike)
+            kind = {"num_cpus": 1, "labels": {PRETENDED_LABEL: hardware}, "env_vars": dict(os.environ), **alike}
+            start_ray(partial(cluster.add_node, **kind))
         yield cluster.address
     finally:
         cluster.shutdown()
@@ -70,6 +73,9 @@ def test_a_mixed_cluster_ends_with_an_answer_for_each_kind_of_hardware(
     log = command.finish(400)
     assert command.process.returncode == 0, log
 
+    give_up = time.monotonic() + 60
+    while list(nodes_files.iterdir()) and time.monotonic() < give_up:  # agents that are ending remove theirs
+        time.sleep(0.1)
     assert list(nodes_files.iterdir()) == [], "neither agents nor the way to the cluster leave files"
 
     directory = user_folder.run_directory
