@@ -7,41 +7,86 @@ import { pageHead, role, state } from "../parts.js";
 
 const CHUNK = 500; // rows asked for at a time
 const LINE = 34; // px; .trial-table tr has the same
-const MARGIN = 12; // lines drawn beyond the view on either side
+const MARGIN = 4; // lines drawn beyond the view on either side
 const STATES = ["running", "queued", "succeeded", "failed"];
 const PHASES = ["train", "bench"];
 
+/** Of each: `of`, what it is ordered by; `tells`, its cell in words; `fill`, where the cell is more than these words. */
 const COLUMNS = [
-  { key: "position", name: "#", isNumber: true, of: (row) => row.position, cell: (row) => count(row.position) },
-  { key: "trial_id", name: "trial", of: (row) => row.trial_id, cell: (row) => h("a", { href: `/trials/${row.trial_id}`, tabindex: -1 }, row.trial_id) },
-  { key: "state", name: "state", of: (row) => STATES.indexOf(row.state), cell: (row) => stateCell(row) },
-  { key: "role", name: "role", of: (row) => row.role, cell: (row) => role(row.role), optional: 1 },
-  { key: "stage", name: "stage", of: (row) => row.stage, cell: (row) => words(row.stage), optional: 3 },
-  { key: "shape", name: "shape", of: (row) => row.shape, cell: (row) => h("code", row.shape), optional: 2 },
-  { key: "x", name: "x", isNumber: true, of: (row) => row.x, cell: (row) => row.x.toPrecision(3), optional: 3 },
-  { key: "r", name: "r", isNumber: true, of: (row) => row.r, cell: (row) => row.r.toPrecision(3), optional: 3 },
-  { key: "num_tokens", name: "D", isNumber: true, of: (row) => row.num_tokens, cell: (row) => (row.num_tokens === null ? "" : short(row.num_tokens)), optional: 3, title: "Training tokens" },
-  { key: "loss", name: "loss", isNumber: true, of: (row) => row.loss, cell: lossCell, title: "Measured held-out loss, nats/token, ± standard error over windows" },
-  { key: "rate", name: "tokens/s", isNumber: true, of: (row) => row.rate, cell: rateCell, optional: 2, title: "Measured: trained by a training run, output of a benchmark" },
-  { key: "agent", name: "agent", of: (row) => row.agent, cell: (row) => row.agent ?? "", optional: 2 },
-  { key: "spent_seconds", name: "spent", isNumber: true, of: (row) => row.spent_seconds, cell: (row) => (row.spent_seconds ? duration(row.spent_seconds) : ""), optional: 1 },
-  { key: "num_attempts", name: "tries", isNumber: true, of: (row) => row.num_attempts, cell: (row) => (row.num_attempts ? String(row.num_attempts) : ""), optional: 3 },
+  { key: "position", name: "#", isNumber: true, of: (row) => row.position, tells: (row) => count(row.position) },
+  { key: "trial_id", name: "trial", of: (row) => row.trial_id, tells: (row) => row.trial_id, fill: fillLink },
+  { key: "state", name: "state", of: (row) => STATES.indexOf(row.state), tells: (row) => `${words(row.state)} ${stateNote(row)}`, fill: fillState },
+  { key: "role", name: "role", of: (row) => row.role, tells: (row) => row.role, fill: (cell, row) => cell.replaceChildren(role(row.role)), optional: 1 },
+  { key: "stage", name: "stage", of: (row) => row.stage, tells: (row) => words(row.stage), optional: 3 },
+  { key: "shape", name: "shape", of: (row) => row.shape, tells: (row) => row.shape, fill: fillShape, optional: 2 },
+  { key: "x", name: "x", isNumber: true, of: (row) => row.x, tells: (row) => row.x.toPrecision(3), optional: 3 },
+  { key: "r", name: "r", isNumber: true, of: (row) => row.r, tells: (row) => row.r.toPrecision(3), optional: 3 },
+  { key: "num_tokens", name: "D", isNumber: true, of: (row) => row.num_tokens, tells: (row) => (row.num_tokens === null ? "" : short(row.num_tokens)), optional: 3, title: "Training tokens" },
+  { key: "loss", name: "loss", isNumber: true, of: (row) => row.loss, tells: lossWords, fill: fillLoss, title: "Measured held-out loss, nats/token, ± standard error over windows" },
+  { key: "rate", name: "tokens/s", isNumber: true, of: (row) => row.rate, tells: rateWords, fill: fillRate, optional: 2, title: "Measured: trained by a training run, output of a benchmark" },
+  { key: "agent", name: "agent", of: (row) => row.agent, tells: (row) => row.agent ?? "", optional: 2 },
+  { key: "spent_seconds", name: "spent", isNumber: true, of: (row) => row.spent_seconds, tells: (row) => (row.spent_seconds ? duration(row.spent_seconds) : ""), optional: 1 },
+  { key: "num_attempts", name: "tries", isNumber: true, of: (row) => row.num_attempts, tells: (row) => (row.num_attempts ? String(row.num_attempts) : ""), optional: 3 },
 ];
 
-function stateCell(row) {
-  const note = row.state === "running" ? percent(row.done_fraction) : row.state === "failed" && row.failure_kind ? words(row.failure_kind) : "";
-  return [state(row.state), note ? h("small", ` ${note}`) : null];
+/** Make an element of words alone say something else: to change its text is a fraction of the work of replacing it. */
+function say(element, text) {
+  if (element.firstChild) element.firstChild.data = text;
+  else element.append(text);
 }
 
-function lossCell(row) {
-  if (row.loss === null) return row.phase === "train" ? "" : h("span.absent", { title: "A benchmark has no loss" }, "–");
-  return [figure(row.loss, "nats/token"), row.loss_error ? h("small", ` ±${row.loss_error.toFixed(4)}`) : null];
+function fillLink(cell, row) {
+  if (!cell.firstChild) cell.append(h("a", { tabindex: -1 }));
+  cell.firstChild.href = `/trials/${row.trial_id}`;
+  say(cell.firstChild, row.trial_id);
 }
 
-function rateCell(row) {
-  if (row.rate === null) return "";
-  const interval = row.rate_low === null ? null : `${count(row.rate_low)} to ${count(row.rate_high)}`;
-  return h("span", { title: interval }, count(row.rate), row.flags.length ? h("span.flag", { title: row.flags.map(words).join(", ") }, " ⚑") : null);
+function fillShape(cell, row) {
+  if (!cell.firstChild) cell.append(h("code"));
+  say(cell.firstChild, row.shape);
+}
+
+function stateNote(row) {
+  if (row.state === "running") return percent(row.done_fraction);
+  return row.state === "failed" && row.failure_kind ? words(row.failure_kind) : "";
+}
+
+function fillState(cell, row) {
+  const note = stateNote(row);
+  cell.replaceChildren(state(row.state), note ? h("small", ` ${note}`) : "");
+}
+
+function lossError(row) {
+  return row.loss_error ? ` ±${row.loss_error.toFixed(4)}` : "";
+}
+
+function lossWords(row) {
+  if (row.loss === null) return row.phase === "train" ? "" : "–";
+  return figure(row.loss, "nats/token") + lossError(row);
+}
+
+function fillLoss(cell, row, told) {
+  if (told === "–") return cell.replaceChildren(h("span.absent", { title: "A benchmark has no loss" }, told));
+  if (cell.lastChild?.localName !== "small") cell.replaceChildren(document.createTextNode(""), h("small"));
+  cell.firstChild.data = row.loss === null ? "" : figure(row.loss, "nats/token");
+  return say(cell.lastChild, lossError(row));
+}
+
+function interval(row) {
+  return row.rate_low === null ? null : `${count(row.rate_low)} to ${count(row.rate_high)}`;
+}
+
+function rateWords(row) {
+  return row.rate === null ? "" : [count(row.rate), interval(row), ...row.flags].join(" ");
+}
+
+function fillRate(cell, row) {
+  if (!cell.firstChild) cell.append(h("span"));
+  const [span, flag] = [cell.firstChild, cell.lastChild];
+  say(span, row.rate === null ? "" : count(row.rate));
+  span.title = interval(row) ?? "";
+  if (flag !== span) flag.remove();
+  if (row.flags.length) cell.append(h("span.flag", { title: row.flags.map(words).join(", ") }, " ⚑"));
 }
 
 export async function mount(root, { told, go, open }) {
@@ -57,6 +102,7 @@ export async function mount(root, { told, go, open }) {
   let matching = [];
   let active = -1; // index in `matching`
   let drawnFrom = -1;
+  const lines = new Map(); // index in `matching` -> the line that shows it
   let isLeft = false;
 
   const view = build();
@@ -109,30 +155,58 @@ export async function mount(root, { told, go, open }) {
     }
   }
 
-  // Drawing: a spacer above, the lines in view, a spacer below
+  // Drawing: a spacer above, the lines in view, a spacer below. Lines that leave the view are filled anew.
 
   function draw(isNew = false) {
-    const { box, body, above, below } = view;
+    const { box, body, above, below, none } = view;
     const first = Math.max(0, Math.floor((box.scrollTop - LINE) / LINE) - MARGIN);
     if (!isNew && first === drawnFrom) return;
+    if (Math.abs(first - drawnFrom) > MARGIN) stay(first);
     drawnFrom = first;
     const last = Math.min(matching.length, first + Math.ceil(box.clientHeight / LINE) + 2 * MARGIN);
     above.firstChild.style.height = `${first * LINE}px`;
     below.firstChild.style.height = `${(matching.length - last) * LINE}px`;
     above.hidden = first === 0;
     below.hidden = last === matching.length;
-    const lines = matching.slice(first, last).map((row, place) => line(row, first + place));
-    body.replaceChildren(above, ...lines, below);
-    if (!matching.length) body.append(h("tr.none", h("td", { colspan: COLUMNS.length }, rows.size ? "No trial matches." : "Nothing was planned yet.")));
+    const spare = [...lines].filter(([index]) => index < first || index >= last);
+    for (const [index] of spare) lines.delete(index);
+    let next = below;
+    for (let index = last - 1; index >= first; index -= 1) {
+      const line = lines.get(index) ?? spare.pop()?.[1] ?? emptyLine();
+      lines.set(index, line);
+      fill(line, matching[index], index);
+      if (line.element.nextSibling !== next) body.insertBefore(line.element, next);
+      next = line.element;
+    }
+    for (const [, line] of spare) line.element.remove();
+    none.hidden = matching.length > 0;
+    none.firstChild.textContent = rows.size ? "No trial matches." : "Nothing was planned yet.";
   }
 
-  function line(row, index) {
+  /** Far from what was drawn every line shows another trial: they are filled anew where they are, not moved. */
+  function stay(first) {
+    const drawn = [...lines].sort(([one], [other]) => one - other);
+    lines.clear();
+    for (const [place, [, line]] of drawn.entries()) lines.set(first + place, line);
+  }
+
+  function fill(line, row, index) {
     const isActive = index === active;
-    return h(
-      "tr",
-      { id: `row-${row.trial_id}`, "data-index": index, "aria-rowindex": index + 2, "aria-selected": String(isActive), class: isActive ? "active" : "" },
-      COLUMNS.map((column) => h("td", { class: classOf(column) }, column.cell(row))),
-    );
+    if (line.row === row && line.index === index && line.isActive === isActive) return;
+    Object.assign(line, { row, index, isActive });
+    const { element, cells, told } = line;
+    element.id = `row-${row.trial_id}`;
+    element.dataset.index = index;
+    element.setAttribute("aria-rowindex", index + 2);
+    element.setAttribute("aria-selected", String(isActive));
+    element.classList.toggle("active", isActive);
+    for (const [place, column] of COLUMNS.entries()) {
+      const tells = column.tells(row);
+      if (told[place] === tells) continue;
+      told[place] = tells;
+      if (column.fill) column.fill(cells[place], row, tells);
+      else say(cells[place], tells);
+    }
   }
 
   function activate(index) {
@@ -201,7 +275,8 @@ export async function mount(root, { told, go, open }) {
     );
     const spacer = () => h("tr.spacer", { "aria-hidden": "true", hidden: true }, h("td", { colspan: COLUMNS.length }));
     const [above, below] = [spacer(), spacer()];
-    const body = h("tbody");
+    const none = h("tr.none", { hidden: true }, h("td", { colspan: COLUMNS.length }));
+    const body = h("tbody", above, below, none);
     const table = h("table.trial-table", [h("caption.visually-hidden", "Trials"), h("thead", h("tr", [...heads.values()])), body]);
     const box = h("div.trial-box", { tabindex: 0, role: "region", "aria-label": "Trials: arrow keys go from line to line, Enter opens", onkeydown: onKey, onscroll: () => draw() }, table);
     body.addEventListener("click", (event) => {
@@ -215,7 +290,7 @@ export async function mount(root, { told, go, open }) {
       select("phase", "phase", PHASES),
       number,
     ]);
-    return { head: pageHead("Trials"), bar, box, table, heads, body, above, below, number, query };
+    return { head: pageHead("Trials"), bar, box, table, heads, body, above, below, none, number, query };
   }
 
   const resizing = new ResizeObserver(() => draw(true));
@@ -252,6 +327,12 @@ export async function mount(root, { told, go, open }) {
       document.removeEventListener("keydown", onSlash);
     },
   };
+}
+
+/** A line of the list, which `fill` makes show a trial. */
+function emptyLine() {
+  const cells = COLUMNS.map((column) => h("td", { class: classOf(column) }));
+  return { element: h("tr", cells), cells, told: [] };
 }
 
 function classOf(column) {
