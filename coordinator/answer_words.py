@@ -61,7 +61,11 @@ def why_panda(answer: HardwareAnswer, baseline: Architecture, found: Speedup) ->
     speed = speeds[found.verdict]
     if isinstance(found.ratio, Measured):
         speed += f" ({found.ratio.value:.2f} times its output tokens/s)"
-    advice = " Where speed matters more than loss, keep the baseline." if found.verdict == "slower" else ""
+    advice = ""
+    if answer.measured_verdict == "tie" and found.verdict in ("a tie", "slower"):
+        advice = " Neither loss nor speed, as compared, speaks for leaving the baseline."
+    elif found.verdict == "slower":
+        advice = " Where speed matters more than loss, keep the baseline."
     return (
         "No Surefire: nothing that was benchmarked is faster than the baseline and sure enough to keep its loss. So "
         f"the shape with the lowest loss is proposed; {speed}.{advice}"

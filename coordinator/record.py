@@ -32,7 +32,6 @@ class RunRecord:
     """As probed on the agents at the start."""
     corpus_id: str | None
     corpus: dict[str, Any] | None
-    metrics_port: int | None
     trials: tuple[TrialRow, ...]
     observations: tuple[Observation, ...]
     planned: tuple[DecisionRow, ...]
@@ -128,7 +127,6 @@ def outline_of(store: StoreReader, *, observations: tuple[Observation, ...]) -> 
         speed=None if (speed := store.meta("speed")) is None else Speed.model_validate_json(speed),
         corpus_id=store.meta("corpus_id"),
         corpus=store.corpus(),
-        metrics_port=None if (port := store.meta("metrics_port")) is None else int(port),
         trials=(),
         observations=observations,
         planned=(),

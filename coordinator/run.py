@@ -252,7 +252,7 @@ def _coordinator(
     if options.address is None:
         num_agents = options.num_agents or min(len(os.sched_getaffinity(0)), max_agents)
         session: RaySession = LocalSession(
-            num_cpus=num_agents, record=work_directory(run_directory) / "ray-session.json"
+            num_cpus=num_agents, record=work_directory(run_directory) / "ray-session.json", say=view.note
         )
         work = work_directory(run_directory).resolve()
     else:

@@ -14,7 +14,7 @@ from scaling.law import Floats
 from scaling.space import Mask
 
 MARGIN = 0.1
-"""In ln x and ln r: ten per cent beyond the runs, a choice; tests/benchmarks/bench_choice.py tells what the rule costs."""
+"""In ln x and ln r: ten per cent beyond the runs, a choice; tests/benchmarks/bench_choice.py tells what it costs."""
 
 Hull = tuple[tuple[float, float], ...]
 """(x, r) of the outermost shapes that were run, counter-clockwise; one or two of them where the runs lie on a line."""

@@ -64,11 +64,20 @@ def test_panda_says_why_it_is_not_the_fastest_and_what_that_costs(
     slower = Speedup(
         ratio=Measured(value=0.87, unit="×", num_samples=6, no_interval_because="not asked for here"), verdict="slower"
     )
-    words = why_panda(answer, baseline, slower)
+    words = why_panda(answer.model_copy(update={"measured_verdict": "better"}), baseline, slower)
     assert words.startswith("No Surefire: nothing that was benchmarked is faster")
     assert "it is slower than the baseline (0.87 times its output tokens/s)" in words
     assert words.endswith("keep the baseline.")
     assert "not compared" in why_panda(answer, baseline, Speedup(ratio=SLOWER.ratio, verdict="not compared"))
+
+
+def test_a_panda_that_ties_in_all_says_that_nothing_speaks_for_it(
+    answer: HardwareAnswer, baseline: Architecture
+) -> None:
+    tie = Speedup(ratio=SLOWER.ratio, verdict="a tie")
+    assert why_panda(answer, baseline, tie).endswith("speaks for leaving the baseline.")
+    better = answer.model_copy(update={"measured_verdict": "better"})
+    assert "leaving" not in why_panda(better, baseline, tie)
 
 
 @pytest.mark.parametrize("change", [{"role": "surefire"}, {"measured_verdict": "worse"}])
