@@ -376,14 +376,15 @@ def _observe(
 
 
 def mean_with_interval(values: list[float], unit: str) -> Measured:
-    """Mean over repeats with Student's t-interval: mean ± t(n - 1) · s / √n."""
+    """Mean over repeats of what cannot be negative, with Student's t-interval, mean ± t(n - 1) · s / √n, cut at 0."""
     mean, num_samples = statistics.mean(values), len(values)
     if num_samples < 2:
         reason = "one repeat shows no spread"
         return Measured(value=mean, unit=unit, num_samples=num_samples, no_interval_because=reason)
     quantile = float(stats.t.ppf((1 + INTERVAL_LEVEL) / 2, num_samples - 1))
     half_width = quantile * statistics.stdev(values) / num_samples**0.5
-    interval = Interval(low=mean - half_width, high=mean + half_width, level=INTERVAL_LEVEL, method="t over repeats")
+    low, high = max(0.0, mean - half_width), mean + half_width
+    interval = Interval(low=low, high=high, level=INTERVAL_LEVEL, method="t over repeats")
     return Measured(value=mean, unit=unit, interval=interval, num_samples=num_samples)
 
 

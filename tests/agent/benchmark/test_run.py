@@ -96,6 +96,12 @@ def test_interval_is_students():
     assert (measured.interval.low, measured.interval.high) == pytest.approx((expected.low, expected.high))
 
 
+def test_interval_of_what_cannot_be_negative_ends_at_0():
+    measured = mean_with_interval([10.0, 900.0, 13.0], "tokens/s")
+    assert measured.interval is not None
+    assert measured.interval.low == 0.0
+
+
 @pytest.mark.parametrize(
     ("fields", "flag"),
     [
