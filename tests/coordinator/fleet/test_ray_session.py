@@ -77,8 +77,12 @@ class Starter:
         if len(self.tokens) > self.num_failures:
             return "ray"
         (Path(_temp_dir) / "session").mkdir(exist_ok=True)
-        command = [sys.executable, "-c", "import time; time.sleep(600)", f"--session-dir={_temp_dir}/session"]
-        self.processes.append(subprocess.Popen(command))
+        body = "import time; print(flush=True); time.sleep(600)"
+        command = [sys.executable, "-S", "-c", body, f"--session-dir={_temp_dir}/session"]
+        self.processes.append(process := subprocess.Popen(command, stdout=subprocess.PIPE))
+        assert process.stdout is not None
+        with process.stdout as told:
+            told.readline()  # what has only just begun may have no arguments yet
         raise self.error
 
 
