@@ -67,6 +67,6 @@ def why_panda(answer: HardwareAnswer, baseline: Architecture, found: Speedup) ->
     elif found.verdict == "slower":
         advice = " Where speed matters more than loss, keep the baseline."
     return (
-        "No Surefire: nothing that was benchmarked is faster than the baseline and sure enough to keep its loss. So "
+        "No Surefire beyond the baseline: nothing that was benchmarked is faster and sure enough to keep its loss. So "
         f"the shape with the lowest loss is proposed; {speed}.{advice}"
     )

@@ -65,7 +65,7 @@ def test_panda_says_why_it_is_not_the_fastest_and_what_that_costs(
         ratio=Measured(value=0.87, unit="×", num_samples=6, no_interval_because="not asked for here"), verdict="slower"
     )
     words = why_panda(answer.model_copy(update={"measured_verdict": "better"}), baseline, slower)
-    assert words.startswith("No Surefire: nothing that was benchmarked is faster")
+    assert words.startswith("No Surefire beyond the baseline: nothing that was benchmarked is faster")
     assert "it is slower than the baseline (0.87 times its output tokens/s)" in words
     assert words.endswith("keep the baseline.")
     assert "not compared" in why_panda(answer, baseline, Speedup(ratio=SLOWER.ratio, verdict="not compared"))
