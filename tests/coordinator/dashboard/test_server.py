@@ -4,7 +4,7 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -34,15 +34,15 @@ def listening(finished_run: Path) -> Iterator[Listening]:
 
 def answer_to(port: int, request: bytes) -> bytes:
     """All that comes back on one connection until the server closes it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+    found = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection,
+        suppress(ConnectionResetError, BrokenPipeError),  # it closed before it had read all of ours
+    ):
         connection.sendall(request)
-        found = b""
-        try:
-            while chunk := connection.recv(65_536):
-                found += chunk
-        except ConnectionResetError:
-            pass  # it closed before it had read all of ours
-        return found
+        while chunk := connection.recv(65_536):
+            found += chunk
+    return found
 
 
 # Limits
