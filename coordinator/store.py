@@ -11,7 +11,6 @@ Times in the store are seconds since the epoch, for people; leases are decided o
 """
 
 import fcntl
-import gc
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
@@ -32,6 +31,7 @@ from pydantic import ValidationError
 from coordinator.database import Database, DatabaseError, Row, Value
 from coordinator.errors import StoreError
 from coordinator.events import Event, Fitted, event_of
+from coordinator.garbage import without_collection
 from coordinator.migrations import migrate
 from coordinator.plan import Plan
 from coordinator.schema import COLUMNS, LAST_SEQ, NUMBERED, SCHEMA_VERSION, TABLES, canonical, checksum
@@ -165,7 +165,7 @@ class StoreReader:
         return rows[0] if rows else None
 
     def _trial_rows(self, where: str, *bindings: Value) -> list[TrialRow]:
-        with _without_collection():
+        with without_collection():
             trials = self._rows("trials", f"{where} ORDER BY position", bindings)
             works: dict[int, Row] = {row[0]: row for row in self._works_at_hand(where, bindings)}
             progress: dict[str, float] = dict(self._database.rows("SELECT trial_id, done_fraction FROM progress"))
@@ -918,18 +918,6 @@ class Store(StoreReader):
         with self.transaction():
             before = self._rows("counters", "WHERE name = ?", (name,))
             self._put("counters", (name, amount + (before[0][1] if before else 0)))
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Rows are made by the hundred thousand, none of them garbage: to look for some takes longer than to make them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,6 @@ new one. Figures need every observation: they are read once and added to, withou
 on, those that were shown before are drawn again so seldom that all of them together take a small share of a core.
 """
 
-import gc
 import gzip
 import hashlib
 import json
@@ -30,6 +29,7 @@ from coordinator.dashboard.pages.trial import read_trial
 from coordinator.dashboard.pages.trials import Phase, TrialState, TrialWords, read_trials
 from coordinator.dashboard.reads import PageReader
 from coordinator.figures.catalogue import Entry, Reads, entries, figure, reads_of
+from coordinator.garbage import without_collection
 from coordinator.record import RunRecord, outline_of, whole_of
 from coordinator.sharing import lean, shared
 from coordinator.status import is_held
@@ -201,7 +201,7 @@ class RunSource:
                 return before.answer
             began = self._work()
             try:
-                with _without_collection():
+                with without_collection():
                     drawn = figure(self._records.of(store, reads_of(name), facts, self._figures.generation), name)
             except KeyError:
                 return None
@@ -383,18 +383,6 @@ class _Courses:
         else:
             self._ended, self._next_seq = [*self._ended, *(one for one in found if one.seq < held)], held
         return Course(stints, in_order(store.spent()), store.latest_unix())
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Points are made by the ten thousand, none of them garbage: to look for some takes longer than to make them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _kept_of(observation: Observation) -> Observation:

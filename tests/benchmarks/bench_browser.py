@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench_dashboard import processor_seconds
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from coordinator.dashboard.access import Access
@@ -218,15 +219,6 @@ def serve(run: Path) -> None:
         print(dashboard.url, flush=True)
         for _ in sys.stdin:
             print(time.process_time(), flush=True)
-
-
-def processor_seconds(process: "subprocess.Popen[str]") -> float:
-    """What the server has used so far, as it says itself."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return float(process.stdout.readline())
 
 
 def shown(values: list[float]) -> str:
